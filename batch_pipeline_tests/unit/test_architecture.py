@@ -4,8 +4,6 @@ import ast
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = "batch_pipeline"
 #: Each part of the package, and the parts that it may import from.
@@ -93,32 +91,42 @@ def test_every_part_has_its_rule():
     assert {room_of(module) for module in MODULES} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_layers_point_one_way(module):
-    allowed = MAY_IMPORT.get(room_of(module), set())
-    ours = {
-        name.removeprefix(f"{PACKAGE}.")
-        for name in imports_of(module)
-        if name.startswith(f"{PACKAGE}.")
+def imports(is_wrong):
+    """Return, by module, those of its imports that a rule forbids."""
+    by_module = {
+        str(module.relative_to(ROOT)): [
+            name for name in imports_of(module) if is_wrong(room_of(module), name)
+        ]
+        for module in MODULES
     }
-    assert not {name for name in ours if not {name, name.split(".")[0]} & allowed}
+    return {module: wrong for module, wrong in by_module.items() if wrong}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_three_parts_import_dagster(module):
-    if room_of(module) in MAY_IMPORT_DAGSTER:
-        return
-    assert not [name for name in imports_of(module) if name.startswith("dagster")]
+def test_layers_point_one_way():
+    def is_wrong(room, name):
+        ours = name.removeprefix(f"{PACKAGE}.")
+        return ours != name and not {ours, ours.split(".")[0]} & MAY_IMPORT[room]
+
+    assert imports(is_wrong) == {}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_undocumented_names_of_dagster_are_imported_in_one_module(module):
-    if room_of(module) == "dagster_internals":
-        return
+def test_only_three_parts_import_dagster():
+    assert (
+        imports(lambda room, name: room not in MAY_IMPORT_DAGSTER and name.startswith("dagster"))
+        == {}
+    )
+
+
+def test_undocumented_names_of_dagster_are_imported_in_one_module():
     documented = {"dagster", "dagster_postgres"}
-    assert not [
-        name
-        for name in imports_of(module)
-        if name.startswith(("dagster.", "dagster_postgres.", "dagster_shared"))
-        and name not in documented
-    ]
+    undocumented = ("dagster.", "dagster_postgres.", "dagster_shared")
+    assert (
+        imports(
+            lambda room, name: (
+                room != "dagster_internals"
+                and name.startswith(undocumented)
+                and name not in documented
+            )
+        )
+        == {}
+    )

@@ -1,5 +1,7 @@
 """All processes of a deployment fit under PostgreSQL's limit of connections."""
 
+import itertools
+
 import pytest
 
 from batch_pipeline.database import connection_budget
@@ -11,19 +13,19 @@ def settings(**values):
     return Settings(_env_file=None, **values)
 
 
-@pytest.mark.parametrize("limit", [97, 197, 497])
-@pytest.mark.parametrize("runs", [1, 2, 4, 7, 16])
-@pytest.mark.parametrize("uploads", [1, 4, 32, 256])
-@pytest.mark.parametrize("celery", [{}, {"celery_broker_url": "amqp://b", "celery_processes": 6}])
-def test_the_maximum_of_all_processes_fits(limit, runs, uploads, celery):
-    chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads, **celery)
-    try:
-        pool = connection_budget.pool_size(chosen, limit)
-    except ConfigurationError:
-        assert connection_budget.worst_case(chosen, connection_budget.LEAST_POOL) > limit
-    else:
-        assert connection_budget.worst_case(chosen, pool) <= limit
-        assert connection_budget.LEAST_POOL <= pool <= uploads + connection_budget.BESIDE_UPLOADS
+def test_the_maximum_of_all_processes_fits():
+    celery = ({}, {"celery_broker_url": "amqp://b", "celery_processes": 6})
+    least, beside = connection_budget.LEAST_POOL, connection_budget.BESIDE_UPLOADS
+    for case in itertools.product((97, 197, 497), (1, 2, 4, 7, 16), (1, 4, 32, 256), celery):
+        limit, runs, uploads, more = case
+        chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads, **more)
+        try:
+            pool = connection_budget.pool_size(chosen, limit)
+        except ConfigurationError:
+            assert connection_budget.worst_case(chosen, least) > limit, case
+        else:
+            assert connection_budget.worst_case(chosen, pool) <= limit, case
+            assert least <= pool <= uploads + beside, case
 
 
 def test_by_default_every_upload_in_progress_has_a_connection():

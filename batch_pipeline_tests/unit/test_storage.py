@@ -155,12 +155,12 @@ def test_a_storage_is_empty_until_something_lies_in_it(storage):
 @pytest.mark.xdist_group("object_store")
 def test_a_missing_file_does_not_list_a_large_flat_bucket(s3_url, monkeypatch):
     storage, lists = Storage(s3_url), []
-    # A page of a listing has at most 1,000 names.
-    storage._files.pipe({f"{storage._root}/{number}.jpg": b"x" for number in range(1001)})
+    storage._files.pipe({f"{storage._root}/{number}.jpg": b"x" for number in range(3)})
     call = AioBaseClient._make_api_call
 
     async def noted(client, operation, arguments):
         if operation.startswith("List"):
+            arguments = {**arguments, "MaxKeys": 2}  # usually 1,000; so this bucket is large
             lists.append(arguments)
         return await call(client, operation, arguments)
 

@@ -248,8 +248,9 @@ def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):
 @pytest.mark.parametrize("table", ["upload_batches", "uploads"])
 @pytest.mark.parametrize("interrupted", ["at_the_beginning", "after_the_columns"])
 def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again(
-    api, table, interrupted
+    api, table, interrupted, monkeypatch
 ):
+    monkeypatch.setattr("batch_pipeline.database.session._LOCK_TIMEOUT", "500ms")
     if interrupted == "after_the_columns":
         upgrade(api.url)
         api.connection.execute(f"DROP TABLE {VERSION_TABLE}")

@@ -50,7 +50,8 @@ from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import Claim, StartedUpload
 from batch_pipeline.testing.records import USER, embedded, fill_spaces, upload_rows
 
-pytestmark = pytest.mark.slow
+# One worker runs them all, so that the table is filled once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("query_plans")]
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 BATCHES, UPLOADS_PER_BATCH = 1000, 100

@@ -77,8 +77,6 @@ def packages_of(extras):
     ("extras", "optional"),
     [
         ("notify", []),
-        ("redis", ["redis"]),
-        ("production,notify", ["dagster_aws.s3", "redis", "s3fs"]),
         ("kubernetes", ["dagster_aws.s3", "dagster_k8s", "redis", "s3fs"]),
     ],
 )

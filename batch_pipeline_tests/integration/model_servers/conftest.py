@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from batch_pipeline.media.content import Frame, MediaFacts
+from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
@@ -32,6 +33,12 @@ def picture(colour: str = "red", position_seconds: float = 0.0) -> Frame:
 @pytest.fixture(params=["ollama", "openai"])
 def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def short_waits_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not say when to come back is called again almost at once."""
+    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

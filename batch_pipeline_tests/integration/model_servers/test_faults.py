@@ -12,7 +12,6 @@ from batch_pipeline.errors import (
     TransientError,
     WorkCancelledError,
 )
-from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.prompts import COLOUR
 from batch_pipeline.testing.model_server import (
     Fault,
@@ -62,15 +61,13 @@ DOUBTFUL = {
         (Fault.REFUSED_INPUT_400, (ServiceDownError, "model_refuses_all"), "decode the picture"),
     ],
 )
-def test_each_fault_of_a_description_raises_its_error(  # noqa: PLR0917
+def test_each_fault_of_a_description_raises_its_error(
     build: BuildAnalyzer,
     server: ScriptedModelServer,
     fault: Fault,
     named: tuple[type[KindedError], str],
     reason: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     error, kind = named
     vision = build().vision
     server.play("vision", itertools.repeat(fault))
@@ -137,9 +134,8 @@ def test_a_busy_server_is_asked_again_when_it_says(
 
 
 def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
-    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     server.play("vision", [Fault.BUSY_503] * 4)
 
     with pytest.raises(TransientError, match="maximum pending requests") as raised:
@@ -150,9 +146,8 @@ def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
 
 
 def test_a_server_that_is_busy_for_every_call_is_an_outage(
-    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     server.play("vision", itertools.repeat(Fault.BUSY_503))
 
     with pytest.raises(ServiceDownError, match="maximum pending requests") as raised:
@@ -163,9 +158,8 @@ def test_a_server_that_is_busy_for_every_call_is_an_outage(
 
 
 def test_a_known_picture_that_fails_by_chance_is_tried_again(
-    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     server.play("vision", [Fault.ERROR_500] * 3)
 
     with pytest.raises(TransientError, match="unexpectedly stopped") as raised:
@@ -188,9 +182,9 @@ def test_a_status_of_a_proxy_about_a_server_that_is_away_is_an_outage(
 
 
 def test_the_wait_for_a_slot_does_not_count_as_a_time_of_refusals(
-    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    vision = build(max_vision_calls=1, model_total_seconds=2).vision
+    vision = build(max_vision_calls=1, model_total_seconds=1).vision
     server.retry_after = "0.05"
     group = vision._servers  # type: ignore[attr-defined]
     waiting = threading.Event()
@@ -203,7 +197,7 @@ def test_the_wait_for_a_slot_does_not_count_as_a_time_of_refusals(
         with group._slots.taken(lambda: list(group._servers), lambda: False):
             call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled)
             assert waiting.wait(DEADLINE)
-            time.sleep(2.5)  # longer than one call may take
+            time.sleep(1.3)  # longer than one call may take
             server.play("vision", [Fault.BUSY_429])
         assert call.result(timeout=DEADLINE).text
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from batch_pipeline.errors import PermanentError, ServiceDownError
+from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.base import Analyzer, Usage
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
@@ -309,8 +310,9 @@ def passed_on(code: int | str, message: str, **metadata: Any) -> tuple[int, dict
 @pytest.mark.parametrize("code", [429, "429"], ids=repr)  # LiteLLM writes it as text
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.3"}])
 def test_a_rate_limit_inside_an_answer_is_waited_for(
-    replay: Any, headers: dict[str, str], code: int | str
+    replay: Any, headers: dict[str, str], code: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.5)
     limit = passed_on(code, "Rate limit exceeded", headers=headers, provider_name="one")
     analyzer, asked = replay("openai", limit, vllm(SAID))
     began = time.monotonic()
