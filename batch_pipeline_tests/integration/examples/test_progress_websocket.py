@@ -142,6 +142,7 @@ def is_batch(message):
     return message["action"] == "batch_progress"
 
 
+@pytest.mark.parametrize("app_settings", ["postgres"], indirect=True)
 def test_a_page_from_elsewhere_is_refused(address, app_pipeline):
     batch_id = add_batch(app_pipeline.database, 1)
     for origin in ("http://elsewhere.example", None):
