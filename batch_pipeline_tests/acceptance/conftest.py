@@ -17,6 +17,7 @@ import pytest
 from batch_pipeline.demo import running_stack
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline.testing.webhook_receiver import Receiver, webhook_receiver
 from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
 #: The first test of a module starts the stack, processes a batch and waits for its run (seconds).
 TEST_SECONDS = 480
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -148,7 +150,20 @@ def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
         yield RealStack(home, GraphQl(running.url))
 
 
+@pytest.fixture(scope="package")
+def webhooks() -> Iterator[Receiver]:
+    """The webhooks that the stack has sent."""
+    with webhook_receiver() as receiver:
+        yield receiver
+
+
 @pytest.fixture(scope="package")  # an idle stack also uses processor time; other tests need it
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
-    with real_stack(tmp_path_factory.mktemp("stack"), REPORT_FRESHNESS_HOURS="24") as started:
+def stack(tmp_path_factory: pytest.TempPathFactory, webhooks: Receiver) -> Iterator[RealStack]:
+    with real_stack(
+        tmp_path_factory.mktemp("stack"),
+        REPORT_FRESHNESS_HOURS="24",
+        WEBHOOK_URLS=webhooks.url,
+        WEBHOOK_SECRET=WEBHOOK_SECRET,
+        WEBHOOK_ALLOW_PRIVATE="true",
+    ) as started:
         yield started

@@ -1,5 +1,6 @@
 """A batch of real files, from the command line through Dagster to a search, and back by GraphQL."""
 
+import json
 import re
 import shutil
 import urllib.request
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from standardwebhooks.webhooks import Webhook
 
 from batch_pipeline.model_servers.embedded import EmbeddedVision
 from batch_pipeline.testing import media
 from batch_pipeline_tests.patience import wait_until
 
-from .conftest import MEDIA, metadata
+from .conftest import MEDIA, WEBHOOK_SECRET, metadata
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +134,20 @@ def test_the_checks_of_a_batch_show_its_failures_and_the_scores_of_descriptions(
     found = metadata(quality["evaluation"]["metadataEntries"])
     assert (found["passed"], found["made"]) == (5, 5)
     assert found["lowest_audit_score"] >= 60
+
+
+def test_a_webhook_about_the_end_of_the_batch_arrives_with_its_counts(webhooks, finished):
+    def of_the_batch():
+        said = [(one, json.loads(one.body)) for one in webhooks.received]
+        return [(one, body) for one, body in said if body["data"]["batch_id"] == batch_id]
+
+    batch_id, status = finished["batch_id"], finished["status"]
+    request, said = wait_until(of_the_batch, "the webhook arrives")[0]
+    Webhook(WEBHOOK_SECRET).verify(request.body, dict(request.headers))
+    assert said["type"] == "batch.completed"
+    assert said["data"]["name"] == status["name"]
+    counts = tuple(said["data"][name] for name in ("total", "successful", "failed"))
+    assert counts == (6, 5, 1)
 
 
 def test_upload_analysis_has_an_owner_kinds_and_dependencies(stack, finished):

@@ -16,10 +16,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from batch_pipeline.services.short_ids import short
-from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.patience import wait_until
 
-from .conftest import MEDIA, RealStack, real_stack
+from .conftest import MEDIA, RealStack
 
 #: A script that runs if a page puts file names into its HTML; a direction mark; Markdown for bold.
 HOSTILE_NAME = "<img src=x onerror='window.broken=1'>**bold**\N{RIGHT-TO-LEFT OVERRIDE}gpj.jpg"
@@ -61,18 +60,6 @@ def run(stack: RealStack, finished: dict) -> dict:
 @pytest.fixture(scope="module")
 def reported(stack: RealStack, finished: dict) -> None:
     wait_until_reported(stack, finished["batch_id"])
-
-
-@pytest.fixture
-def stack_with_a_repetitive_model(tmp_path: Path) -> Iterator[RealStack]:
-    """A stack with a model whose description of a picture does not pass the audit."""
-    with (
-        ScriptedModelServer(vision_faults=[Fault.LOOP, Fault.CONTROL_TOKENS]) as models,
-        real_stack(
-            tmp_path, ANALYZER="ollama", OLLAMA_HOST=models.ollama_url, RETRY_BASE_SECONDS="0"
-        ) as stack,
-    ):
-        yield stack
 
 
 def wait_until_reported(stack: RealStack, batch_id: str) -> None:
@@ -178,27 +165,6 @@ def test_the_failed_step_has_a_readable_name_and_says_file_kind_reason_and_attem
         *("file", "kind", "reason", "attempt"),
     ):
         expect(panel.get_by_text(words, exact=False).first).to_be_visible()
-
-
-def test_the_failed_steps_thumbnail_is_one_click_away_however_long_the_reason(
-    stack_with_a_repetitive_model, page
-):
-    stack = stack_with_a_repetitive_model
-    batch = stack.cli("submit", MEDIA / "fog.webp", "--wait", expect=1)
-    run = stack.graphql.ended_run_of(batch["batch_id"])
-    page.goto(f"{stack.graphql.url}/runs/{run['runId']}")
-
-    panel = open_failed_step(page, "process_upload[fog_webp__")
-    expect(panel.get_by_text("model_output_invalid", exact=True)).to_be_visible()
-    shows = panel.get_by_role("row", name="preview").get_by_text("[Show Markdown]")
-    wait_until(lambda: is_in_sight(shows), "nothing hides it", seconds=TIMEOUT_MS / 1000)
-    shows.click()
-
-    picture = page.get_by_role("dialog").get_by_role("img", name="thumbnail")
-    expect(picture).to_be_visible()
-    expect(picture).to_have_js_property("complete", True)
-    assert picture.evaluate("image => image.naturalWidth") >= 48
-    assert is_in_sight(picture)
 
 
 def test_an_uploads_materialization_shows_its_picture_and_the_name_literally(

@@ -158,6 +158,7 @@ def said_by_the_sensor(world: World, said: str) -> None:
     )
 
 
+@pytest.mark.proof
 def test_everything_is_paused_over_restarts_and_resumed(world: World) -> None:
     batch_id = world.submit()
     committed = world.pause()

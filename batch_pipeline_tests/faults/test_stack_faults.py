@@ -14,17 +14,20 @@ from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from batch_pipeline.database.session import connect
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
-from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
 from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl
 from batch_pipeline_tests.acceptance.test_dagster_ui import (
+    TIMEOUT_MS,
+    is_in_sight,
+    open_failed_step,
     page,  # noqa: F401 - a fixture
     re_execute_from_failure,
 )
@@ -50,10 +53,10 @@ class World:
     pipeline: Pipeline
     graphql: GraphQl
 
-    def submit(self) -> uuid.UUID:
+    def submit(self, *names: str) -> uuid.UUID:
         self.models.calls.clear()
         submission = submit(
-            [MEDIA / name for name in FILES],
+            [MEDIA / name for name in names or FILES],
             user_id=uuid.uuid4(),  # the same files of one user would be described only once
             publisher=self.pipeline.publisher,
             storage=self.pipeline.storage,
@@ -107,6 +110,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "LEASE_SECONDS": str(LEASE),
             "UPLOADS_PER_RUN": str(UPLOADS_PER_RUN),
             "MAX_CONCURRENT_UPLOADS": str(AT_ONCE),
+            "RETRY_BASE_SECONDS": "0",
         }
         settings = Settings(
             _env_file=None, home=home, **{name.lower(): value for name, value in changed.items()}
@@ -210,6 +214,7 @@ def test_7_code_server_and_workers_killed_together_lose_nothing_and_their_runs_a
     print(f"7: all done and closed {time.monotonic() - begin:.0f} s after the kill")
 
 
+@pytest.mark.proof
 def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_not_hang(
     world,
     page: Page,  # noqa: F811
@@ -264,3 +269,29 @@ def test_13_postgresql_away_for_twenty_seconds_and_everything_goes_on_by_itself(
     world.wait_for_the_end(batch_id)
     print(f"13: all done {time.monotonic() - begin:.0f} s after the return")
     assert world.processes.revive() == [], "a part died of the outage"
+
+
+# No part is killed; this test needs a stack whose model answers as it says.
+
+
+def test_the_thumbnail_of_a_failed_step_is_one_click_away_however_long_the_reason(
+    world,
+    page: Page,  # noqa: F811
+):
+    # Its descriptions of a picture do not pass the audit.
+    world.models.play("vision", [Fault.LOOP, Fault.CONTROL_TOKENS])
+    batch_id = world.submit("fog.webp")
+    run = world.graphql.ended_run_of(str(batch_id))
+    page.goto(f"{world.processes.url}/runs/{run['runId']}")
+
+    panel = open_failed_step(page, "process_upload[fog_webp__")
+    expect(panel.get_by_text("model_output_invalid", exact=True)).to_be_visible()
+    shows = panel.get_by_role("row", name="preview").get_by_text("[Show Markdown]")
+    wait_until(lambda: is_in_sight(shows), "nothing hides it", seconds=TIMEOUT_MS / 1000)
+    shows.click()
+
+    picture = page.get_by_role("dialog").get_by_role("img", name="thumbnail")
+    expect(picture).to_be_visible()
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") >= 48
+    assert is_in_sight(picture)
