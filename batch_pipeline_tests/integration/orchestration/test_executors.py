@@ -25,13 +25,8 @@ from batch_pipeline_tests.integration.orchestration.conftest import Runner
         ({}, "Executing steps in up to 4 threads"),
         ({"threaded": {"max_concurrent": 2}}, "Executing steps in up to 2 threads"),
         ({"in_process": {}}, "Executing steps in process"),
-        pytest.param(
-            {"multiprocess": {"max_concurrent": 2}},
-            "Executing steps using multiprocess executor",
-            marks=pytest.mark.slow,
-        ),
     ],
-    ids=["default", "threaded", "in_process", "multiprocess"],
+    ids=["default", "threaded", "in_process"],
 )
 def test_the_executor_is_a_choice_of_the_run(settings, instance, monkeypatch, execution, said):
     with opened_pipeline(settings, monkeypatch) as pipeline:
@@ -64,6 +59,7 @@ def test_a_run_with_a_failed_file_ends_with_the_counts_of_its_batch(
     [
         {"threaded": {}},
         {"in_process": {}},
+        # It starts a process for each step, so that this is its only run in these tests.
         pytest.param({"multiprocess": {"max_concurrent": 2}}, marks=pytest.mark.slow),
     ],
     ids=["threaded", "in_process", "multiprocess"],
@@ -74,6 +70,16 @@ def test_every_executor_says_that_a_run_failed_because_of_its_steps(
     with opened_pipeline(settings, monkeypatch) as pipeline:
         batch_id = Runner(pipeline, instance).submit("truncated.jpg", "fog.webp")
         result = run(batch_id, instance, {"execution": {"config": execution}})
+        row = batch_row(pipeline.database, batch_id)
+    assert (row.status, row.successful_uploads, row.failed_uploads) == ("completed", 1, 1)
+    [name] = execution
+    said = {
+        "threaded": "in up to",
+        "in_process": "in process",
+        "multiprocess": "using multiprocess executor",
+    }[name]
+    messages = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert any(f"Executing steps {said}" in message for message in messages), messages
     end, *steps = (
         entry.dagster_event
         for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.STEP_FAILURE)
