@@ -228,8 +228,8 @@ MUTANTS = (
     Mutant(
         "a call that waits for its slot waits on during a pause",
         "model_servers/server_group.py",
-        "lambda: self._usable(failed, paused), cancelled",
-        "lambda usable=self._usable(failed, paused): usable, cancelled",
+        "lambda: self._usable(failed, caller.paused), caller.cancelled",
+        "lambda usable=self._usable(failed, caller.paused): usable, caller.cancelled",
         f"{OF_PAUSING}::test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on",
     ),
     Mutant(

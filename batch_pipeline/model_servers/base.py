@@ -117,6 +117,18 @@ def require_unpaused(paused: PausedCheck, server: str = "") -> None:
         raise WorkPausedError(reason)
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a call: is it still wanted, may it begin, and who notes what it used?"""
+
+    cancelled: CancelledCheck = never_cancelled
+    """Called at least twice a second while a call waits for its turn or its answer."""
+    paused: PausedCheck = never_paused
+    """Called right before each call; a server for which it returns a reason is not called."""
+    spent: Spent = not_counted
+    """Called with the usage of each answered call."""
+
+
 #: Kinds of calls; each kind has its own cap. A suspect is a call that may bring the server down: it
 #: takes a slot of this kind in addition to its usual slot.
 CallKind = Literal["vision", "embedding", "suspect"]
@@ -178,9 +190,7 @@ class VisionModel(Protocol):
         frames: Sequence[Frame],
         *,
         attempt: int = 1,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> Description:
         """Describe one picture, or a video by its frames in order of time.
 
@@ -189,17 +199,14 @@ class VisionModel(Protocol):
             frames: one for an image, one or more for a video.
             attempt: 1 for the first; later attempts use another seed and temperature, so that
                 they do not repeat a bad answer.
-            cancelled: called at least twice a second while waiting for an answer.
-            paused: called right before each call; a server for which it returns a reason is not
-                called.
-            spent: called with the usage of each answered call.
+            caller: who makes the call.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.
             PermanentError: the server refuses this input; a retry does not help.
             ServiceDownError: the server cannot be reached, or does not have the model.
-            WorkCancelledError: `cancelled` returned true.
-            WorkPausedError: `paused` returned a reason for every server.
+            WorkCancelledError: the caller's work is no longer wanted.
+            WorkPausedError: a person has paused every server for this caller.
         """
         ...
 
@@ -214,15 +221,10 @@ class VisionModel(Protocol):
         """
         ...
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Make one real call whose answer is known; raises only `WorkCancelledError`.
 
-        A server for which `paused` returns a reason is not asked: its check has the kind
-        `WORK_PAUSED`.
+        A server that is paused for the caller is not asked: its check has the kind `WORK_PAUSED`.
         """
         ...
 
@@ -248,25 +250,20 @@ class EmbeddingModel(Protocol):
         texts: Sequence[str],
         *,
         as_questions: bool = False,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> list[list[float]]:
         """Embed each text; vectors have `dimensions` finite numbers and are not all zero.
 
         Args:
             texts: descriptions, or search queries.
             as_questions: the texts are search queries.
-            cancelled: called at least twice a second while waiting for an answer.
-            paused: called right before each call; a server for which it returns a reason is not
-                called.
-            spent: called with the usage of each answered call.
+            caller: who makes the call.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, a vector that cannot be used.
             ServiceDownError: the server cannot be reached, or does not have the model.
-            WorkCancelledError: `cancelled` returned true.
-            WorkPausedError: `paused` returned a reason for every server.
+            WorkCancelledError: the caller's work is no longer wanted.
+            WorkPausedError: a person has paused every server for this caller.
         """
         ...
 
@@ -280,11 +277,7 @@ class EmbeddingModel(Protocol):
         """Check whether a call could succeed now; see `VisionModel.check`."""
         ...
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Make one real call whose answer is known; see `VisionModel.try_out`."""
         ...
 

@@ -28,12 +28,12 @@ from batch_pipeline.media.measurements import ColourShare, Measurements, measure
 from batch_pipeline.media.square_views import square_views
 from batch_pipeline.model_servers import efficientnet, face_counter, sentence_encoder
 from batch_pipeline.model_servers.base import (
+    Caller,
     CancelledCheck,
     Description,
     HealthCheck,
     PausedCheck,
     Spent,
-    never_cancelled,
     never_paused,
     not_counted,
     require_unpaused,
@@ -82,27 +82,25 @@ class EmbeddedVision:
         frames: Sequence[Frame],
         *,
         attempt: int = 1,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> Description:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
             ServiceDownError: the weights of the classifier are not the expected ones.
-            WorkCancelledError: `cancelled` returned true.
-            WorkPausedError: `paused` returned a reason.
+            WorkCancelledError: the caller's work is no longer wanted.
+            WorkPausedError: a person has paused it.
         """
-        require_unpaused(paused)
+        require_unpaused(caller.paused)
         copies = []
         for frame in frames:
-            _stop_if(cancelled)
+            _stop_if(caller.cancelled)
             copies.append(small_copy(frame.jpeg))
-        _stop_if(cancelled)
+        _stop_if(caller.cancelled)
         measured = measure(copies)
-        readable = _read_text(frames[0], cancelled)
-        seen = _seen(frames, cancelled) if self._classifies else None
-        faces = _faces(frames, cancelled) if self._counts_faces else 0
+        readable = _read_text(frames[0], caller.cancelled)
+        seen = _seen(frames, caller.cancelled) if self._classifies else None
+        faces = _faces(frames, caller.cancelled) if self._counts_faces else 0
         sentences = [
             _content(seen),
             _people(faces, also=seen is not None),
@@ -143,13 +141,9 @@ class EmbeddedVision:
             told = f"tells common things, not people or scenes ({face_counter.why_not()})"
         return [HealthCheck("vision", True, f"{found}; {told}")]
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Return no checks: a call would find nothing that `check` does not find."""
-        del cancelled, paused
+        del caller
         return []
 
 
@@ -176,22 +170,20 @@ class EmbeddedEmbedding:
         texts: Sequence[str],
         *,
         as_questions: bool = False,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
 
         Raises:
             ServiceDownError: the sentence encoder cannot be loaded.
-            WorkCancelledError: `cancelled` returned true.
-            WorkPausedError: `paused` returned a reason.
+            WorkCancelledError: the caller's work is no longer wanted.
+            WorkPausedError: a person has paused it.
         """
-        del as_questions, spent
-        require_unpaused(paused)
+        del as_questions
+        require_unpaused(caller.paused)
         vectors = []
         for text in texts:
-            _stop_if(cancelled)
+            _stop_if(caller.cancelled)
             vectors.append(self._vector(text).tolist())
         return vectors
 
@@ -227,13 +219,9 @@ class EmbeddedEmbedding:
             found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
         return [HealthCheck("embedding", True, found)]
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Return no checks: a call would find nothing that `check` does not find."""
-        del cancelled, paused
+        del caller
         return []
 
 

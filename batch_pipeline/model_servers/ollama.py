@@ -58,7 +58,7 @@ class OllamaServer(ModelServer):
         self,
         host: str,
         limits: CallLimits,
-        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        options: ModelOptions = ModelOptions(),
         circuit: Circuit | None = None,
         api_key: str = "",
     ) -> None:

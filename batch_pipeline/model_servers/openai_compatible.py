@@ -85,7 +85,7 @@ class OpenAICompatibleServer(ModelServer):
         base_url: str,
         api_key: str,
         limits: CallLimits,
-        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        options: ModelOptions = ModelOptions(),
         circuit: Circuit | None = None,
     ) -> None:
         self._clients = ClientPool(

@@ -20,14 +20,13 @@ from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.pictures import VISION_SIDE
 from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
+    Caller,
     CallSlots,
-    CancelledCheck,
     Description,
     HealthCheck,
     PausedCheck,
     Spent,
     Usage,
-    never_cancelled,
     never_paused,
     not_counted,
     told_here,
@@ -96,8 +95,8 @@ class RemoteVision:
         model: str,
         slots: CallSlots,
         *,
-        size: PictureSize = PictureSize(VISION_SIDE),  # noqa: B008 - frozen
-        prompts: Prompts = Prompts(),  # noqa: B008 - frozen
+        size: PictureSize = PictureSize(VISION_SIDE),
+        prompts: Prompts = Prompts(),
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.name = model
@@ -118,9 +117,7 @@ class RemoteVision:
         frames: Sequence[Frame],
         *,
         attempt: int = 1,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> Description:
         """Describe a picture in one call; a video frame by frame, then as a whole.
 
@@ -129,7 +126,7 @@ class RemoteVision:
         Some vision models handle several images in one call badly, so each frame gets its own call.
         See `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
-        ask = partial(self._ask, attempt=attempt, cancelled=cancelled, paused=paused, spent=spent)
+        ask = partial(self._ask, attempt=attempt, caller=caller)
         if facts.file_type == "image":
             return ask(self._prompts.of_image(facts), frames[0], tries=1, whole=True)
         total = len(frames)
@@ -155,13 +152,9 @@ class RemoteVision:
             "vision", lambda server: server.check_vision(self.name), paused, patient=patient
         )
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Ask each server for the colour of a red square; raises only `WorkCancelledError`."""
-        return self._servers.try_out("vision", self._sees_red, cancelled, paused)
+        return self._servers.try_out("vision", self._sees_red, caller)
 
     def _ask(
         self,
@@ -171,9 +164,7 @@ class RemoteVision:
         tries: int,
         whole: bool,
         attempt: int,
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
-        spent: Spent,
+        caller: Caller,
     ) -> Description:
         jpeg = self._size.fitted(frame.jpeg) if frame else None
         for number in range(1, tries + 1):
@@ -187,10 +178,7 @@ class RemoteVision:
             )
             try:
                 call = partial(self._chat, request)
-                answer = self._servers.run(
-                    call, cancelled, paused=paused, spent=spent, tokens_of=_tokens
-                )
-                return _read(answer)
+                return _read(self._servers.run(call, caller, tokens_of=_tokens))
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
@@ -248,7 +236,7 @@ class RemoteEmbedding:
         dimensions: int,
         slots: CallSlots,
         *,
-        prefixes: TextPrefixes = TextPrefixes(),  # noqa: B008 - frozen
+        prefixes: TextPrefixes = TextPrefixes(),
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.name = model
@@ -270,9 +258,7 @@ class RemoteEmbedding:
         texts: Sequence[str],
         *,
         as_questions: bool = False,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
+        caller: Caller = Caller(),
     ) -> list[list[float]]:
         """Embed each text, many per call; every vector is checked before it is returned.
 
@@ -289,7 +275,7 @@ class RemoteEmbedding:
         prefix = self.prefixes.question if as_questions else self.prefixes.document
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             some = texts[start : start + _TEXTS_PER_CALL]
-            vectors += self._vectors(prefix, some, cancelled, paused, spent)
+            vectors += self._vectors(prefix, some, caller)
         return vectors
 
     def check(
@@ -308,36 +294,22 @@ class RemoteEmbedding:
                 patient=patient,
             )
 
-    def try_out(
-        self,
-        cancelled: CancelledCheck = never_cancelled,
-        paused: PausedCheck = never_paused,
-    ) -> list[HealthCheck]:
+    def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
         """Ask each server for vectors of three texts; two of them are about the same thing.
 
         Raises only `WorkCancelledError`.
         """
-        return self._servers.try_out("embedding", self._tells_apart, cancelled, paused)
+        return self._servers.try_out("embedding", self._tells_apart, caller)
 
-    def _vectors(
-        self,
-        prefix: str,
-        texts: Sequence[str],
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
-        spent: Spent,
-    ) -> list[list[float]]:
+    def _vectors(self, prefix: str, texts: Sequence[str], caller: Caller) -> list[list[float]]:
         try:
             call = partial(self._embedded, [prefix + text for text in texts])
-            answer = self._servers.run(
-                call, cancelled, paused=paused, spent=spent, tokens_of=_tokens
-            )
-            return answer.vectors
+            return self._servers.run(call, caller, tokens_of=_tokens).vectors
         except UploadError as error:
             if not _is_too_long(error):
                 raise
             if len(texts) > 1:
-                each = (self._vectors(prefix, [text], cancelled, paused, spent) for text in texts)
+                each = (self._vectors(prefix, [text], caller) for text in texts)
                 return [vector for [vector] in each]
             shorter = texts[0][: len(texts[0]) // 2]
             if len(shorter) < _SHORTEST_CUT_CHARACTERS:
@@ -349,7 +321,7 @@ class RemoteEmbedding:
                 len(shorter),
                 error,
             )
-            return self._vectors(prefix, [shorter], cancelled, paused, spent)
+            return self._vectors(prefix, [shorter], caller)
 
     async def _embedded(
         self, texts: Sequence[str], server: ModelServer, spent: Spent

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,13 +30,12 @@ from batch_pipeline.errors import (
 )
 from batch_pipeline.model_servers.base import (
     WORK_PAUSED,
+    Caller,
     CallSlots,
     CancelledCheck,
     HealthCheck,
     PausedCheck,
     Spent,
-    never_paused,
-    not_counted,
     told_here,
 )
 from batch_pipeline.model_servers.evidence import Evidence
@@ -177,10 +176,8 @@ class ServerGroup:
     def run(
         self,
         call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
-        cancelled: CancelledCheck,
+        caller: Caller,
         *,
-        paused: PausedCheck = never_paused,
-        spent: Spent = not_counted,
         tokens_of: Callable[[Answer], float] = lambda _: 0,
     ) -> Answer:
         """Make one call to a server that can serve it; `tokens_of` returns the tokens of an answer.
@@ -194,8 +191,8 @@ class ServerGroup:
             WorkPausedError: a person has paused every server for this call.
             KindedError: as `batch_pipeline.model_servers.http_calls.ServerCalls.run`.
         """
-        with told_here(spent) as noted:
-            return self._run(call, cancelled, paused, noted, tokens_of)
+        with told_here(caller.spent) as noted:
+            return self._run(call, replace(caller, spent=noted), tokens_of)
 
     def digests(self) -> frozenset[str]:
         """Return the digests of the model on its servers; cached for `DIGEST_SECONDS`.
@@ -237,8 +234,7 @@ class ServerGroup:
         self,
         role: str,
         call: Callable[[ModelServer], Coroutine[Any, Any, str]],
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
+        caller: Caller,
     ) -> list[HealthCheck]:
         """Make one real call to each server; return a check of each.
 
@@ -247,8 +243,8 @@ class ServerGroup:
         name = f"a call to the {role} model"
         return self._of_each(
             name,
-            lambda server: self._try(server, name, call, cancelled),
-            paused,
+            lambda server: self._try(server, name, call, caller.cancelled),
+            caller.paused,
             [*self._servers.values()],
         )
 
@@ -291,23 +287,23 @@ class ServerGroup:
     def _run(
         self,
         call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
-        spent: Spent,
+        caller: Caller,
         tokens_of: Callable[[Answer], float],
     ) -> Answer:
         failed: dict[str, ServiceDownError] = {}
         turned_away = _TurnedAway()
         while len(failed) < len(self._servers):
-            with self._slots.taken(lambda: self._usable(failed, paused), cancelled) as url:
+            with self._slots.taken(
+                lambda: self._usable(failed, caller.paused), caller.cancelled
+            ) as url:
                 server, began = self._servers[url], time.monotonic()
                 try:
                     answered = self._answered(
-                        server, partial(call, server, spent), cancelled, paused, turned_away
+                        server, partial(call, server, caller.spent), caller, turned_away
                     )
                 except KindedError as error:
                     since = turned_away.began_at if error.kind == "model_server_busy" else began
-                    outage = self._outage_behind(error, server, since, cancelled, paused, spent)
+                    outage = self._outage_behind(error, server, since, caller)
                     failed[url] = self._with_hint(server, outage)
                     if outage.kind != "model_server_down":
                         self._set_aside_until[url] = time.monotonic() + _SET_ASIDE_SECONDS
@@ -319,7 +315,7 @@ class ServerGroup:
                         return answered.value
                     wait = answered
             if not wait.by_all:
-                sleep(wait.seconds, cancelled)
+                sleep(wait.seconds, caller.cancelled)
             if failed and len(failed) < len(self._servers):
                 _log.warning("%s; the call goes to another server", [*failed.values()][-1])
         raise _outage(failed.values())
@@ -328,27 +324,20 @@ class ServerGroup:
         self,
         server: ModelServer,
         call: Callable[[], Coroutine[Any, Any, Answer]],
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
+        caller: Caller,
         turned_away: _TurnedAway,
     ) -> Answered[Answer] | _Wait:
         """Return the answer to a call, or how long it waits until it is repeated."""
         try:
-            return server.calls.run(call, cancelled=cancelled, paused=paused)
+            return server.calls.run(call, cancelled=caller.cancelled, paused=caller.paused)
         except Busy as busy:
             wait = turned_away.wait(busy, server.calls)
             if wait.by_all:
                 self._slots.pause(server.calls.url, wait.seconds, str(busy))
             return wait
 
-    def _outage_behind(  # noqa: PLR0917
-        self,
-        error: KindedError,
-        server: ModelServer,
-        since: float,
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
-        spent: Spent,
+    def _outage_behind(
+        self, error: KindedError, server: ModelServer, since: float, caller: Caller
     ) -> ServiceDownError:
         """Return the outage that a failed call shows.
 
@@ -359,7 +348,7 @@ class ServerGroup:
             if isinstance(error, ServiceDownError):
                 return error
             raise error
-        if self._serves_others(server, since, cancelled, paused, spent):
+        if self._serves_others(server, since, caller):
             raise about_this_call(error) from error
         return about_all_calls(error)
 
@@ -409,24 +398,19 @@ class ServerGroup:
                 of_server.look_again_if_down()
         return up or [url for url, of_server in calls.items() if of_server.can_be_tried] or left
 
-    def _serves_others(
-        self,
-        server: ModelServer,
-        since: float,
-        cancelled: CancelledCheck,
-        paused: PausedCheck,
-        spent: Spent,
-    ) -> bool:
+    def _serves_others(self, server: ModelServer, since: float, caller: Caller) -> bool:
         """Return whether a server that failed a call, begun at `since`, answers other calls."""
         evidence = self._evidence[server.calls.url]
         # One caller asks, the others wait for the result.
-        with evidence.asked_by_one(cancelled):
+        with evidence.asked_by_one(caller.cancelled):
             if (known := evidence.since(since)) is not None:
                 return known
             for number in range(1, _KNOWN_TRIES + 1):
                 try:
                     server.calls.run(
-                        partial(self._known_call, server, spent), cancelled=cancelled, paused=paused
+                        partial(self._known_call, server, caller.spent),
+                        cancelled=caller.cancelled,
+                        paused=caller.paused,
                     )
                 except Busy as busy:
                     if not busy.may_be_of_a_proxy:
@@ -438,7 +422,7 @@ class ServerGroup:
                     evidence.answered()
                     return True
                 if number < _KNOWN_TRIES:
-                    sleep(_growing(number), cancelled)
+                    sleep(_growing(number), caller.cancelled)
             evidence.refused()
             return False
 

@@ -30,9 +30,8 @@ from batch_pipeline.errors import (
 )
 from batch_pipeline.model_servers.base import (
     WORK_PAUSED,
-    CancelledCheck,
+    Caller,
     EmbeddingModel,
-    PausedCheck,
     VisionModel,
     require_unpaused,
 )
@@ -80,15 +79,14 @@ def apart_from_suspects(
     pipeline: Pipeline,
     upload: AnyRow,
     model: VisionModel | EmbeddingModel,
-    cancelled: CancelledCheck,
-    paused: PausedCheck,
+    caller: Caller,
 ) -> Iterator[None]:
     """Surround the model calls of an upload; suspects make their calls one at a time.
 
     Raises:
         ServiceDownError: no server answers the known question either.
-        WorkCancelledError: `cancelled` returned true while waiting.
-        WorkPausedError: `paused` returned a reason while waiting, or for every server.
+        WorkCancelledError: the caller's work is no longer wanted.
+        WorkPausedError: a person has paused it, or every server.
     """
     # If a server restarts at once, its death looks like an error of each broken call.
     if not upload.server_deaths and upload.error_kind != "model_server_error":
@@ -96,20 +94,18 @@ def apart_from_suspects(
         return
 
     def all_servers() -> list[str]:
-        require_unpaused(paused)
+        require_unpaused(caller.paused)
         return _ALL_SERVERS
 
-    with pipeline.suspects.taken(all_servers, cancelled):
-        if upload.server_deaths and (outage := _outage_of(model, cancelled, paused)):
+    with pipeline.suspects.taken(all_servers, caller.cancelled):
+        if upload.server_deaths and (outage := _outage_of(model, caller)):
             raise outage
         yield
 
 
-def _outage_of(
-    model: VisionModel | EmbeddingModel, cancelled: CancelledCheck, paused: PausedCheck
-) -> ServiceDownError | None:
+def _outage_of(model: VisionModel | EmbeddingModel, caller: Caller) -> ServiceDownError | None:
     # A wrong answer is not an outage, so `model_unsuitable` does not count as a failure here.
-    tried = model.try_out(cancelled, paused)
+    tried = model.try_out(caller)
     if tried and all(found.kind == WORK_PAUSED for found in tried):
         raise WorkPausedError(tried[0].detail)
     failed = [found for found in tried if not (found.ok or found.kind == "model_unsuitable")]

@@ -9,7 +9,7 @@ from batch_pipeline.languages import language_name
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import read_head
-from batch_pipeline.model_servers.base import Description, Usage, VisionModel
+from batch_pipeline.model_servers.base import Caller, Description, Usage, VisionModel
 from batch_pipeline.model_servers.factory import build_analyzer, prompts_of
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
@@ -82,7 +82,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
     except PermanentError as error:
         raise PermanentError(error.kind, f"{path}: {error}") from error
     spent: list[Usage] = []
-    description = vision.describe(content.facts, content.frames, spent=spent.append)
+    description = vision.describe(content.facts, content.frames, caller=Caller(spent=spent.append))
     return Trial(
         file=str(path),
         model=vision.name,

@@ -41,7 +41,7 @@ from batch_pipeline.database.readings import FACTS, FILENAME, NAME, UPLOAD_OWNER
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.database.spaces import Space, answering_spaces, table_of
 from batch_pipeline.errors import PipelineError, RefusedError
-from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
+from batch_pipeline.model_servers.base import Caller, EmbeddingModel
 from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters, require_ids
 from batch_pipeline.services.search_words import UNREADABLE, Question
@@ -198,9 +198,9 @@ def search(
         views = _views_like(connection, spaces, like) if like else []
     said: list[str] = []
     if not like:
-        paused = Pauses(database).of_servers
+        caller = Caller(paused=Pauses(database).of_servers)
         views = [
-            _View(space, _embedded(model_of, space, question, paused, said)) for space in spaces
+            _View(space, _embedded(model_of, space, question, caller, said)) for space in spaces
         ]
     with database.transaction() as connection:
         _prepare(connection, spaces)
@@ -223,13 +223,13 @@ def search(
 
 
 def _embedded(
-    model_of: ModelOf, space: Space, question: str, paused: PausedCheck, said: list[str]
+    model_of: ModelOf, space: Space, question: str, caller: Caller, said: list[str]
 ) -> Sequence[float] | None:
     """Embed a question for a space; if that fails, return None and add the reason to `said`."""
     try:
         # Half an emoji cannot be sent.
         readable = UNREADABLE.sub(" ", question)
-        [vector] = model_of(space).embed([readable], as_questions=True, paused=paused)
+        [vector] = model_of(space).embed([readable], as_questions=True, caller=caller)
     except PipelineError as error:
         said.append(f"{space.key.model}, which embeds questions, cannot be asked: {error}")
         return None

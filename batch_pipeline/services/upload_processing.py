@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import BinaryIO, TypeVar
 
@@ -35,10 +35,9 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.sniffing import MediaType, read_head
 from batch_pipeline.model_servers.base import (
+    Caller,
     CancelledCheck,
     EmbeddingModel,
-    PausedCheck,
-    VisionModel,
     never_cancelled,
 )
 from batch_pipeline.model_servers.picture_size import picture_size
@@ -172,8 +171,7 @@ class _Attempt:
     row: AnyRow
     """Columns `STARTED`, as they were at the start of the attempt."""
     report: UploadReport
-    cancelled: CancelledCheck
-    paused: PausedCheck
+    caller: Caller
     while_waiting: WhileWaiting
 
 
@@ -227,16 +225,11 @@ class UploadProcessor:
         patience = _Patience(row.filename, while_waiting, interrupted)
         try:
             with self._keeper.hold(claim) as held, report.account:
-                self._work(
-                    _Attempt(
-                        claim,
-                        row,
-                        report,
-                        cancelled=lambda: held.lost() or interrupted(),
-                        paused=self._pipeline.pauses.of(row.batch_id),
-                        while_waiting=while_waiting,
-                    )
+                caller = Caller(
+                    cancelled=lambda: held.lost() or interrupted(),
+                    paused=self._pipeline.pauses.of(row.batch_id),
                 )
+                self._work(_Attempt(claim, row, report, caller, while_waiting))
                 return CompletedUpload(report)
         except (ClaimLostError, WorkCancelledError):
             return self._let_go(started, report)
@@ -267,7 +260,7 @@ class UploadProcessor:
         # A redo of another stage does not retry a thumbnail that failed before.
         if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
             self._make_thumbnail(attempt, content())
-        _raise_if(attempt.cancelled)
+        _raise_if(attempt.caller.cancelled)
 
         # A redo of another stage does not replace a description that an upload API has stored
         # without a score.
@@ -275,7 +268,7 @@ class UploadProcessor:
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:
             self._describe(attempt, content())
-        _raise_if(attempt.cancelled)
+        _raise_if(attempt.caller.cancelled)
 
         embedded: Embedded | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
@@ -295,7 +288,7 @@ class UploadProcessor:
             attempt.report.account.settle()
             return store()
 
-        patience = _Patience(attempt.row.filename, attempt.while_waiting, attempt.cancelled)
+        patience = _Patience(attempt.row.filename, attempt.while_waiting, attempt.caller.cancelled)
         return patience.stored(settle_and_store)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
@@ -391,22 +384,20 @@ class UploadProcessor:
                 return found.described
             with attempt.while_waiting():
                 time.sleep(_COPY_PAUSE_SECONDS)
-            _raise_if(attempt.cancelled)
+            _raise_if(attempt.caller.cancelled)
 
     def _ask(self, attempt: _Attempt, content: MediaContent) -> Described:
         vision, report = self._pipeline.analyzer.vision, attempt.report
         with (
             _timed(report, "describe"),
             attempt.while_waiting(),
-            self._apart_from_suspects(attempt, vision),
+            apart_from_suspects(self._pipeline, attempt.row, vision, attempt.caller),
         ):
             description = vision.describe(
                 content.facts,
                 content.frames,
                 attempt=report.attempt,
-                cancelled=attempt.cancelled,
-                paused=attempt.paused,
-                spent=report.account.of("vision", vision.name),
+                caller=replace(attempt.caller, spent=report.account.of("vision", vision.name)),
             )
         report.audit = audit(description.text, self._pipeline.settings.language)
         if not report.audit.passed:
@@ -453,13 +444,13 @@ class UploadProcessor:
         with (
             _timed(report, "embed"),
             attempt.while_waiting(),
-            self._apart_from_suspects(attempt, embedding),
+            apart_from_suspects(self._pipeline, attempt.row, embedding, attempt.caller),
         ):
             [vector] = embedding.embed(
                 [report.described.description.text if report.described else ""],
-                cancelled=attempt.cancelled,
-                paused=attempt.paused,
-                spent=report.account.of("embedding", embedding.name),
+                caller=replace(
+                    attempt.caller, spent=report.account.of("embedding", embedding.name)
+                ),
             )
         return vector
 
@@ -490,13 +481,6 @@ class UploadProcessor:
                 error,
             )
             return None
-
-    def _apart_from_suspects(
-        self, attempt: _Attempt, model: VisionModel | EmbeddingModel
-    ) -> AbstractContextManager[None]:
-        return apart_from_suspects(
-            self._pipeline, attempt.row, model, attempt.cancelled, attempt.paused
-        )
 
     def _end_attempt(
         self,

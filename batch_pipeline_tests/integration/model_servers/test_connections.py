@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.base import VisionModel
+from batch_pipeline.model_servers.base import Caller, VisionModel
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_calls import CallLimits
@@ -162,7 +162,9 @@ def test_a_short_outage_is_bridged_within_the_call(
         return False
 
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled)
+        call = threads.submit(
+            vision.describe, IMAGE, [picture()], caller=Caller(cancelled=cancelled)
+        )
         assert asked.wait(timeout=DEADLINE)
         server.start()
         assert call.result(timeout=DEADLINE)

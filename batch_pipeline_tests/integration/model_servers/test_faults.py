@@ -12,6 +12,7 @@ from batch_pipeline.errors import (
     TransientError,
     WorkCancelledError,
 )
+from batch_pipeline.model_servers.base import Caller
 from batch_pipeline.model_servers.prompts import COLOUR
 from batch_pipeline.testing.model_server import (
     Fault,
@@ -195,7 +196,9 @@ def test_the_wait_for_a_slot_does_not_count_as_a_time_of_refusals(
 
     with ThreadPoolExecutor(1) as threads:
         with group._slots.taken(lambda: list(group._servers), lambda: False):
-            call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled)
+            call = threads.submit(
+                vision.describe, IMAGE, [picture()], caller=Caller(cancelled=cancelled)
+            )
             assert waiting.wait(DEADLINE)
             time.sleep(1.3)  # longer than one call may take
             server.play("vision", [Fault.BUSY_429])
@@ -285,7 +288,9 @@ def test_a_cancelled_call_ends_within_two_seconds_and_closes_its_connection(
     vision = build().vision
 
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
+        call = threads.submit(
+            vision.describe, IMAGE, [picture()], caller=Caller(cancelled=cancelled.is_set)
+        )
         server.wait_for_calls(1)
         cancelled.set()
         with pytest.raises(WorkCancelledError):
@@ -303,10 +308,12 @@ def test_a_call_that_waits_for_its_turn_can_be_cancelled(
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(
-            vision.describe, IMAGE, [picture()], cancelled=first_cancelled.is_set
+            vision.describe, IMAGE, [picture()], caller=Caller(cancelled=first_cancelled.is_set)
         )
         server.wait_for_calls(1)
-        second = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
+        second = threads.submit(
+            vision.describe, IMAGE, [picture()], caller=Caller(cancelled=cancelled.is_set)
+        )
         cancelled.set()
         with pytest.raises(WorkCancelledError):
             second.result(timeout=promised(2))
@@ -328,7 +335,9 @@ def test_a_caller_is_asked_at_least_twice_a_second_whether_it_still_wants_its_ca
         return False
 
     with pytest.raises(TransientError):
-        build(model_read_seconds=0.9).vision.describe(IMAGE, [picture()], cancelled=cancelled)
+        build(model_read_seconds=0.9).vision.describe(
+            IMAGE, [picture()], caller=Caller(cancelled=cancelled)
+        )
 
     # Not the maximum: on a busy machine, any process may pause once.
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]

@@ -1,11 +1,11 @@
 """Each call checks right before it begins whether its server or upload is paused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from batch_pipeline.errors import ServiceDownError, WorkPausedError
-from batch_pipeline.model_servers.base import WORK_PAUSED
+from batch_pipeline.model_servers.base import WORK_PAUSED, Caller
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,
@@ -21,10 +21,10 @@ def other() -> Iterator[ScriptedModelServer]:
         yield running
 
 
-def held(server: ScriptedModelServer) -> Callable[[str], str]:
+def held(server: ScriptedModelServer) -> Caller:
     """A person has paused this server."""
     address = server.ollama_url
-    return lambda url: "cables" if url.startswith(address) else ""
+    return Caller(paused=lambda url: "cables" if url.startswith(address) else "")
 
 
 def test_calls_go_to_the_servers_that_are_not_paused(
@@ -32,8 +32,8 @@ def test_calls_go_to_the_servers_that_are_not_paused(
 ) -> None:
     analyzer = both_of(build, server, other)
     for _ in range(4):
-        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
-    analyzer.embedding.embed(["sea"] * 3, paused=held(server))
+        analyzer.vision.describe(IMAGE, [picture()], caller=held(server))
+    analyzer.embedding.embed(["sea"] * 3, caller=held(server))
     assert server.calls == []
     assert len(other.calls) == 5
 
@@ -43,12 +43,12 @@ def test_if_all_servers_are_paused_no_call_is_made_and_it_is_not_an_outage(
 ) -> None:
     analyzer = both_of(build, server)
     with pytest.raises(WorkPausedError, match="cables"):
-        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
+        analyzer.vision.describe(IMAGE, [picture()], caller=held(server))
     with pytest.raises(WorkPausedError, match="cables"):
-        analyzer.embedding.embed(["sea"], paused=held(server))
-    kinds = {found.kind for found in analyzer.outages(paused=held(server))}
+        analyzer.embedding.embed(["sea"], caller=held(server))
+    kinds = {found.kind for found in analyzer.outages(paused=held(server).paused)}
     assert kinds == {WORK_PAUSED}
-    assert {found.kind for found in analyzer.vision.try_out(paused=held(server))} == {WORK_PAUSED}
+    assert {found.kind for found in analyzer.vision.try_out(held(server))} == {WORK_PAUSED}
     assert server.calls == []
 
 
@@ -58,7 +58,7 @@ def test_if_the_servers_that_are_not_paused_fail_it_is_an_outage(
     analyzer = both_of(build, server, other)
     other.stop()
     with pytest.raises(ServiceDownError, match="cannot be reached"):
-        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
+        analyzer.vision.describe(IMAGE, [picture()], caller=held(server))
     assert server.calls == []
 
 
@@ -75,4 +75,4 @@ def test_a_call_that_did_not_reach_its_server_is_not_tried_again_during_a_pause(
         return "" if len(asked) <= 2 else "cables"
 
     with pytest.raises(WorkPausedError, match="cables"):
-        analyzer.vision.describe(IMAGE, [picture()], paused=paused)
+        analyzer.vision.describe(IMAGE, [picture()], caller=Caller(paused=paused))

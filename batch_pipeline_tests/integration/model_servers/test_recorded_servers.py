@@ -19,7 +19,7 @@ import pytest
 
 from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.model_servers import server_group
-from batch_pipeline.model_servers.base import Analyzer, Usage
+from batch_pipeline.model_servers.base import Analyzer, Caller, Usage
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
@@ -158,7 +158,7 @@ def sglang(content: str, *, thought: str | None = None, tokens: int = 0) -> Any:
 
 def usages(vision: Any, **options: Any) -> list[Usage]:
     spent: list[Usage] = []
-    described = vision.describe(IMAGE, [picture()], spent=spent.append, **options)
+    described = vision.describe(IMAGE, [picture()], caller=Caller(spent=spent.append), **options)
     assert described.text == SAID
     return spent
 
@@ -348,7 +348,7 @@ def test_a_thought_that_only_the_total_shows_is_recognised_and_counted(replay: A
     spent: list[Usage] = []
 
     for _ in range(2):
-        analyzer.vision.describe(IMAGE, [picture()], spent=spent.append)
+        analyzer.vision.describe(IMAGE, [picture()], caller=Caller(spent=spent.append))
 
     assert [used.tokens_out for used in spent] == [533, 533]
     assert "reasoning_effort" not in asked[0]

@@ -11,7 +11,7 @@ import pytest
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.model_servers import server_group
-from batch_pipeline.model_servers.base import Analyzer, Spent, never_cancelled
+from batch_pipeline.model_servers.base import Analyzer, Caller, Spent
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_calls import CallLimits
@@ -297,11 +297,11 @@ def test_no_call_waits_for_the_probe_of_a_server_that_is_down(
     for _ in range(3):
         time.sleep(0.2)
         began = time.monotonic()
-        group.run(call, never_cancelled)
+        group.run(call, Caller())
         assert time.monotonic() - began < 4  # a probe that nobody answers takes 5 s
     on.calls.note_silence()
     time.sleep(0.2)
-    group.run(call, never_cancelled)  # without another server, the call itself asks
+    group.run(call, Caller())  # without another server, the call itself asks
     for each in (off, on):
         each.close()
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.media.content import Frame
-from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.model_servers.base import Caller, Usage
 from batch_pipeline.testing.model_server import (
     RateLimit,
     ScriptedModelServer,
@@ -308,9 +308,9 @@ def test_the_usage_of_calls_equals_the_count_of_the_server(
 ) -> None:
     spent: list[Usage] = []
     server.thinking = Thinking("template")  # a thought that leaves no room for an answer costs too
-    analyzer = build()
-    description = analyzer.vision.describe(IMAGE, [picture()], spent=spent.append).text
-    analyzer.embedding.embed([description, "a boat"], spent=spent.append)
+    analyzer, caller = build(), Caller(spent=spent.append)
+    description = analyzer.vision.describe(IMAGE, [picture()], caller=caller).text
+    analyzer.embedding.embed([description, "a boat"], caller=caller)
 
     total = sum(spent, Usage(calls=0))
     assert (total.tokens_in, total.tokens_out) == (server.tokens["in"], server.tokens["out"])

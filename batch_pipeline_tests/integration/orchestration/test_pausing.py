@@ -9,6 +9,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import WorkPausedError
+from batch_pipeline.model_servers.base import Caller
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
 from batch_pipeline.services.one_by_one import LeftOut
@@ -193,7 +194,9 @@ def test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on(
         asked = pipeline.pauses.of(add_batch(pipeline.database, 1))
         with ThreadPoolExecutor(3) as threads:
             calls = [
-                threads.submit(pipeline.analyzer.embedding.embed, ["sea"], paused=asked)
+                threads.submit(
+                    pipeline.analyzer.embedding.embed, ["sea"], caller=Caller(paused=asked)
+                )
                 for _ in range(3)
             ]
             try:

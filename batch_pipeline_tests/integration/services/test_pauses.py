@@ -14,7 +14,7 @@ from batch_pipeline.errors import (
     TransientError,
     WorkPausedError,
 )
-from batch_pipeline.model_servers.base import never_cancelled
+from batch_pipeline.model_servers.base import Caller
 from batch_pipeline.services import pauses
 from batch_pipeline.services.dispatch.signals import work_signals
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
@@ -292,7 +292,7 @@ def test_a_suspect_asks_its_known_question_of_no_paused_server(served, monkeypat
     vision, asked = served.analyzer.vision, served.pauses.of(batch_id)
     with (
         pytest.raises(WorkPausedError, match="has been paused since"),
-        apart_from_suspects(served, upload, vision, never_cancelled, asked),
+        apart_from_suspects(served, upload, vision, Caller(paused=asked)),
     ):
         pytest.fail("its call would begin")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from batch_pipeline.errors import WorkCancelledError, WorkPausedError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded, face_counter
-from batch_pipeline.model_servers.base import Analyzer, EmbeddingModel, VisionModel
+from batch_pipeline.model_servers.base import Analyzer, Caller, EmbeddingModel, VisionModel
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.services.description_audit import audit
 from batch_pipeline_tests.patience import DEADLINE
@@ -59,9 +59,9 @@ def test_the_analyzer_has_the_interface_of_every_other() -> None:
 
 def test_nothing_is_described_or_embedded_during_a_pause() -> None:
     with pytest.raises(WorkPausedError, match="held"):
-        EmbeddedVision().describe(IMAGE, [frame("red")], paused=lambda _: "held")
+        EmbeddedVision().describe(IMAGE, [frame("red")], caller=Caller(paused=lambda _: "held"))
     with pytest.raises(WorkPausedError, match="held"):
-        EmbeddedEmbedding().embed(["sea"], paused=lambda _: "held")
+        EmbeddedEmbedding().embed(["sea"], caller=Caller(paused=lambda _: "held"))
 
 
 def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(
@@ -192,10 +192,12 @@ def test_work_that_is_no_longer_wanted_stops_between_frames() -> None:
         return asked == 3
 
     with pytest.raises(WorkCancelledError):
-        EmbeddedVision().describe(IMAGE, [frame("#2878e0")] * 10, cancelled=cancelled)
+        EmbeddedVision().describe(
+            IMAGE, [frame("#2878e0")] * 10, caller=Caller(cancelled=cancelled)
+        )
     assert asked == 3
     with pytest.raises(WorkCancelledError):
-        EmbeddedEmbedding().embed(["text"], cancelled=lambda: True)
+        EmbeddedEmbedding().embed(["text"], caller=Caller(cancelled=lambda: True))
 
 
 def test_vectors_have_the_width_that_was_asked_for() -> None:
@@ -253,7 +255,9 @@ def test_a_cancelled_description_does_not_wait_for_the_reader(
     started = time.monotonic()
 
     with pytest.raises(WorkCancelledError):
-        EmbeddedVision().describe(IMAGE, [frame("#ffffff")], cancelled=(tmp_path / "began").exists)
+        EmbeddedVision().describe(
+            IMAGE, [frame("#ffffff")], caller=Caller(cancelled=(tmp_path / "began").exists)
+        )
 
     assert time.monotonic() - started < DEADLINE
     for thread in threading.enumerate():
