@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batch_pipeline.errors import ServiceDownError, TransientError
+from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought
 from batch_pipeline.model_servers.http_errors import server_reason
 
 #: Factor on the usual limit of tokens: room for a thought that cannot be switched off, and for the
@@ -91,18 +92,22 @@ class Learnt:
         """Return whether our parameter is sent: neither refused nor set by a person."""
         return name not in self._options and name not in self._refused
 
-    def learns_from_form(self, name: str, *, in_form: bool) -> None:
-        """Learn from an answer to a call with a schema, whose parameter has this name.
+    def follows_form(self, name: str, text: str) -> bool:
+        """Return whether an answer to a call with a schema, the parameter `name`, has its form.
 
-        If no answer is in its form, the server ignores the schema. Otherwise one in prose is a
-        refusal, or an exception of a server that only asks its model to follow the schema.
+        If no answer has its form, the server ignores the schema. Otherwise one in prose is a
+        refusal, or an exception of a server that only asks its model to follow the schema. Nothing
+        is learnt from an empty answer.
         """
-        if in_form:
+        if is_prose(text):
+            if not self._follows_form:
+                self._refused[name] = _IGNORED
+            return False
+        if clean(text):
             self._follows_form = True
             if self._refused.get(name) == _IGNORED:  # learnt from another call at the same time
                 del self._refused[name]
-        elif not self._follows_form:
-            self._refused[name] = _IGNORED
+        return True
 
     def refuses(self, name: str) -> bool:
         """Return whether a parameter was refused, whatever its value."""
@@ -127,18 +132,35 @@ class Learnt:
         self._refused[self._key(name, sent[name])] = reason
         return True
 
-    def learns_from_thought(self, stage: Stage, tokens: int, *, eaten: bool) -> bool:
-        """Learn that the model thinks at this stage; return true if a retry may help.
+    def accepts(
+        self, stage: Stage, text: str, max_tokens: int, *, cut: bool, has_thought: bool
+    ) -> bool:
+        """Return whether an answer counts; if not, the same call is made again at once.
 
         Args:
             stage: the stage of the call; other calls may have moved on to the next.
-            tokens: limit of tokens of the call.
-            eaten: the thought left no room for an answer.
+            text: the answer.
+            max_tokens: limit of tokens of the call.
+            cut: the limit has cut the answer.
+            has_thought: the server says that the model thought; the text may show it, too.
 
         Raises:
             ServiceDownError: ``model_thinks``: no stage keeps the model from thinking, and its
                 answers contain only thoughts.
             TransientError: ``model_output_invalid``: the same, but other calls were answered well.
+        """
+        if has_thought or shows_thought(text, cut_by_length=cut):
+            eaten = cut and not clean(text)
+            if self._learns_from_thought(stage, max_tokens, eaten=eaten):
+                return False
+        if stage is self.stage:
+            self._answers += 1
+        return True
+
+    def _learns_from_thought(self, stage: Stage, max_tokens: int, *, eaten: bool) -> bool:
+        """Learn that the model thinks at this stage; return true if a retry may help.
+
+        `eaten`: the thought left no room for an answer.
         """
         self._thinks = True
         if stage is not self.stage:
@@ -152,7 +174,7 @@ class Learnt:
                 return eaten
         if not eaten:
             return False
-        found = f"{self._who} thinks, and used up all {tokens} tokens before it began to answer"
+        found = f"{self._who} thinks, and used up all {max_tokens} tokens before it began to answer"
         if self._answers:
             raise TransientError("model_output_invalid", found)
         raise ServiceDownError(
@@ -161,11 +183,6 @@ class Learnt:
             f"not think, or set {self._variable} to a parameter that switches it off, such as "
             '{"reasoning_effort": "low"}',
         )
-
-    def answered(self, stage: Stage) -> None:
-        """Note that a call at this stage was answered."""
-        if stage is self.stage:
-            self._answers += 1
 
     def summary(self) -> str:
         """Return what was learnt, as text for people; empty: nothing."""

@@ -1,4 +1,4 @@
-"""The interface of an HTTP dialect; `ollama` and `openai_compatible` implement it.
+"""What the HTTP dialects have in common; `ollama` and `openai_compatible` are the two.
 
 `remote` asks the questions, `server_group` chooses the server.
 """
@@ -11,9 +11,11 @@ from typing import Any
 
 from batch_pipeline.errors import TransientError
 from batch_pipeline.model_servers.answers import checked_vector
-from batch_pipeline.model_servers.base import Spent, Usage
-from batch_pipeline.model_servers.http_calls import ServerCalls
+from batch_pipeline.model_servers.base import CallKind, Spent, Usage
+from batch_pipeline.model_servers.client_pool import ClientPool
+from batch_pipeline.model_servers.http_calls import ServerCalls, run_on_loop
 from batch_pipeline.model_servers.http_transport import reading_answer
+from batch_pipeline.model_servers.learnt import Learnt, Stage
 
 #: Context window that we ask for if the server lets the caller choose (tokens).
 CONTEXT_TOKENS = 8192
@@ -93,17 +95,6 @@ def counted(told: object) -> int:
     return told if isinstance(told, int) and 0 <= told < 2**31 else 0
 
 
-def check_one_vector(answer: EmbedAnswer, model: str, dimensions: int) -> None:
-    """Check the answer to one text; raises as `RemoteEmbedding.embed` does."""
-    if len(answer.vectors) != 1:
-        raise TransientError(
-            "embedding_empty" if not answer.vectors else "model_output_invalid",
-            f"{model} returned {len(answer.vectors)} vectors for one text",
-        )
-    with reading_answer():
-        checked_vector(answer.vectors[0], model, dimensions)
-
-
 def nearest_names(model: str, present: Iterable[str]) -> str:
     """Return the names of models for a message: at most ten, those most like `model` first."""
     names = sorted(present)
@@ -116,11 +107,24 @@ class ModelServer(ABC):
     """One dialect of HTTP, bound to one address; its coroutines run on the loop of `http_calls`.
 
     The coroutines raise whatever the client library raises; `http_calls` names it.
+
+    Args:
+        options: what people set for the requests.
     """
 
     kind: str
     """Name of the kind of server, for messages."""
+    stages: Sequence[Stage]
+    """Ways to keep a vision model from thinking, in the order in which they are tried."""
     calls: ServerCalls
+    _clients: ClientPool[Any]
+    """Each dialect sets this and `calls`."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        self._options = options
+        self._learnt: dict[tuple[str, CallKind], Learnt] = {}
+        self._embeds_well: set[tuple[str, int]] = set()
+        """Models and dimensions for which `_require_vector` has succeeded."""
 
     @abstractmethod
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
@@ -143,10 +147,6 @@ class ModelServer(ABC):
         """
 
     @abstractmethod
-    def learnt(self, model: str) -> str:
-        """Return what calls have learnt about how to call the model; empty: nothing."""
-
-    @abstractmethod
     def hint(self, kind: str, model: str) -> str:
         """Return what to do about an error of this kind for this model; empty: nothing."""
 
@@ -158,6 +158,33 @@ class ModelServer(ABC):
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Return what was found; raises a `KindedError` if such vectors are not possible."""
 
-    @abstractmethod
+    def learnt(self, model: str) -> str:
+        """Return what calls have learnt about how to call the model; empty: nothing."""
+        found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
+        return "; ".join(filter(None, found))
+
     def close(self) -> None:
         """Close the connections; no calls may follow."""
+        run_on_loop(self._clients.close())
+
+    def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
+        if (model, kind) not in self._learnt:
+            who = f"model {model} at {self.calls.name}"
+            self._learnt[model, kind] = (
+                Learnt(who, "BATCH_PIPELINE_VISION_OPTIONS", self._options.vision, self.stages)
+                if kind == "vision"
+                else Learnt(who, "BATCH_PIPELINE_EMBEDDING_OPTIONS", self._options.embedding)
+            )
+        return self._learnt[model, kind]
+
+    async def _require_vector(self, model: str, dimensions: int, spent: Spent) -> None:
+        """Embed a short text to check its vector; raises as `RemoteEmbedding.embed` does."""
+        vectors = (await self.embed(model, ["check"], dimensions, spent)).vectors
+        if len(vectors) != 1:
+            raise TransientError(
+                "embedding_empty" if not vectors else "model_output_invalid",
+                f"{model} returned {len(vectors)} vectors for one text",
+            )
+        with reading_answer():
+            checked_vector(vectors[0], model, dimensions)
+        self._embeds_well.add((model, dimensions))

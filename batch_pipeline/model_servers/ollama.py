@@ -8,17 +8,12 @@ from urllib.parse import unquote, urlsplit
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.answers import (
-    clean,
-    is_prose,
-    shows_thought,
-    wrong_length,
-)
-from batch_pipeline.model_servers.base import CallKind, Spent, Usage
+from batch_pipeline.model_servers.answers import wrong_length
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
-from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
-from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
+from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls
+from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Stage
 from batch_pipeline.model_servers.model_server import (
     CONTEXT_TOKENS,
     ChatAnswer,
@@ -26,7 +21,6 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
-    check_one_vector,
     counted,
     nearest_names,
 )
@@ -53,6 +47,8 @@ class OllamaServer(ModelServer):
     """
 
     kind = "Ollama"
+    stages = _STAGES
+    _clients: ClientPool[ollama.AsyncClient]
 
     def __init__(
         self,
@@ -62,13 +58,11 @@ class OllamaServer(ModelServer):
         circuit: Circuit | None = None,
         api_key: str = "",
     ) -> None:
+        super().__init__(options)
         self._clients = ClientPool(
             lambda: ollama.AsyncClient(host, **_proof(host, api_key), **limits.client_options()),
             lambda client: client.close(),  # type: ignore[no-untyped-call]
         )
-        self._options = options
-        self._learnt: dict[tuple[str, str], Learnt] = {}
-        self._embeds_well: set[tuple[str, int]] = set()
         self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
@@ -103,15 +97,10 @@ class OllamaServer(ModelServer):
             usage += used
             text = response.message.content or ""
             cut = response.done_reason == "length"
-            if response.message.thinking or shows_thought(text, cut_by_length=cut):
-                eaten = cut and not clean(text)
-                if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
-                    continue
-            learnt.answered(stage)
-            if in_form and clean(text):
-                in_form = not is_prose(text)
-                learnt.learns_from_form("format", in_form=in_form)
-            return ChatAnswer(text, cut, usage, in_form)
+            has_thought = bool(response.message.thinking)
+            if learnt.accepts(stage, text, max_tokens, cut=cut, has_thought=has_thought):
+                in_form = in_form and learnt.follows_form("format", text)
+                return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(
         self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
@@ -139,11 +128,6 @@ class OllamaServer(ModelServer):
         if _with_tag(model) not in present:
             raise self._missing(model, present)
         return present[_with_tag(model)]
-
-    def learnt(self, model: str) -> str:
-        """Return what calls have learnt about how to call the model."""
-        found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
-        return "; ".join(filter(None, found))
 
     def hint(self, kind: str, model: str) -> str:
         """Return what to do about an error of this kind for this model."""
@@ -183,25 +167,8 @@ class OllamaServer(ModelServer):
             raise wrong_length(model, lengths[0], dimensions)
         if lengths and lengths[0] > dimensions and (model, dimensions) not in self._embeds_well:
             # Newer servers cut vectors to the requested length, older ones ignore it.
-            check_one_vector(
-                await self.embed(model, ["check"], dimensions, spent), model, dimensions
-            )
-            self._embeds_well.add((model, dimensions))
+            await self._require_vector(model, dimensions, spent)
         return f"answers, model is there, {dimensions} dimensions"
-
-    def close(self) -> None:
-        """Close the connections; no calls may follow."""
-        run_on_loop(self._clients.close())
-
-    def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
-        if (model, kind) not in self._learnt:
-            who = f"model {model} at {self.calls.name}"
-            self._learnt[model, kind] = (
-                Learnt(who, "BATCH_PIPELINE_VISION_OPTIONS", self._options.vision, _STAGES)
-                if kind == "vision"
-                else Learnt(who, "BATCH_PIPELINE_EMBEDDING_OPTIONS", self._options.embedding)
-            )
-        return self._learnt[model, kind]
 
     async def _models(self) -> dict[str, str]:
         """Return the digest of each model on the server, by name with tag."""

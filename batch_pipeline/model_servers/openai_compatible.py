@@ -17,11 +17,10 @@ from openai.types.completion_usage import CompletionUsage
 from openai.types.create_embedding_response import Usage as EmbeddingUsage
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
-from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought
-from batch_pipeline.model_servers.base import CallKind, Spent, Usage
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
-from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
+from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls
 from batch_pipeline.model_servers.http_errors import Misread, error_for_status, server_reason
 from batch_pipeline.model_servers.http_transport import reading_answer
 from batch_pipeline.model_servers.learnt import (
@@ -36,7 +35,6 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
-    check_one_vector,
     counted,
     nearest_names,
 )
@@ -79,6 +77,8 @@ class OpenAICompatibleServer(ModelServer):
     """
 
     kind = "OpenAI-compatible server"
+    stages = _STAGES
+    _clients: ClientPool[openai.AsyncOpenAI]
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class OpenAICompatibleServer(ModelServer):
         options: ModelOptions = ModelOptions(),
         circuit: Circuit | None = None,
     ) -> None:
+        super().__init__(options)
         self._clients = ClientPool(
             lambda: openai.AsyncOpenAI(
                 base_url=base_url,
@@ -98,9 +99,6 @@ class OpenAICompatibleServer(ModelServer):
             ),
             lambda client: client.close(),
         )
-        self._options = options
-        self._learnt: dict[tuple[str, str], Learnt] = {}
-        self._embeds_well: set[tuple[str, int]] = set()
         self._ask_seconds = limits.connect
         """For the question to an unlisted model: what is left of `ServerCalls.ask` after a list."""
         self._unlisted: set[str] = set()
@@ -154,15 +152,9 @@ class OpenAICompatibleServer(ModelServer):
                 choice = self._choice(completion)
                 text, cut = choice.message.content or "", choice.finish_reason in _CUT_BY_LENGTH
                 has_thought = _has_thought(completion, choice)
-            if has_thought or shows_thought(text, cut_by_length=cut):
-                eaten = cut and not clean(text)
-                if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
-                    continue
-            learnt.answered(stage)
-            if in_form and clean(text):
-                in_form = not is_prose(text)
-                learnt.learns_from_form("response_format", in_form=in_form)
-            return ChatAnswer(text, cut, usage, in_form)
+            if learnt.accepts(stage, text, max_tokens, cut=cut, has_thought=has_thought):
+                in_form = in_form and learnt.follows_form("response_format", text)
+                return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(
         self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
@@ -199,11 +191,6 @@ class OpenAICompatibleServer(ModelServer):
         del model
         return ""
 
-    def learnt(self, model: str) -> str:
-        """Return what calls have learnt about how to call the model."""
-        found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
-        return "; ".join(filter(None, found))
-
     def hint(self, kind: str, model: str) -> str:
         """Return what to do about an error of this kind for this model."""
         match kind:
@@ -236,13 +223,10 @@ class OpenAICompatibleServer(ModelServer):
         embed = partial(self._require_vector, model, dimensions, spent)
         if not await self._require(model, embed):
             return _SILENT
+        # The protocol does not report the length of vectors.
         if (model, dimensions) not in self._embeds_well:
             await embed()
         return f"answers, model is there, {dimensions} dimensions"
-
-    def close(self) -> None:
-        """Close the connections; no calls may follow."""
-        run_on_loop(self._clients.close())
 
     async def _models(self) -> set[str]:
         async with self._clients.client() as client:
@@ -284,12 +268,6 @@ class OpenAICompatibleServer(ModelServer):
         self._unlisted.add(model)
         return True
 
-    async def _require_vector(self, model: str, dimensions: int, spent: Spent) -> None:
-        # The protocol does not report lengths; the vector of a short text shows the length.
-        answer = await self.embed(model, ["check"], dimensions, spent)
-        check_one_vector(answer, model, dimensions)
-        self._embeds_well.add((model, dimensions))
-
     async def _listed(self) -> set[str] | None:
         """Return the names in the server's list; None if it has none that can be read."""
         try:
@@ -310,16 +288,6 @@ class OpenAICompatibleServer(ModelServer):
         self._raise_error_inside(completion)
         with reading_answer():
             self._choice(completion)
-
-    def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
-        if (model, kind) not in self._learnt:
-            who = f"model {model} at {self.calls.name}"
-            self._learnt[model, kind] = (
-                Learnt(who, "BATCH_PIPELINE_VISION_OPTIONS", self._options.vision, _STAGES)
-                if kind == "vision"
-                else Learnt(who, "BATCH_PIPELINE_EMBEDDING_OPTIONS", self._options.embedding)
-            )
-        return self._learnt[model, kind]
 
     def _picture(self, jpeg: bytes) -> ChatCompletionContentPartParam:
         url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
