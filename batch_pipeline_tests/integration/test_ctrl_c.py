@@ -76,6 +76,7 @@ def delayed_commits(database_url):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("delayed_commits")
 @pytest.mark.parametrize("stored", [1, FILES])
 def test_ctrl_c_before_the_commit_leaves_nothing_half_done(
@@ -121,6 +122,7 @@ def test_ctrl_c_while_watching_lets_the_batch_go_on(console, database, pipeline,
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_pressed_again_and_again_prints_one_sentence(console, database):
     batch = add_batch(database, 1)
     with console.in_terminal("watch", batch) as terminal:
@@ -154,6 +156,7 @@ def stop_at(terminal, question):
     assert_stopped(terminal)
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_question_of_delete_deletes_nothing_even_if_one_is_lost(
     console, database, server, tmp_path
 ):
@@ -175,6 +178,7 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing_even_if_one_is_lost(
     assert len(upload_rows(database, batch)) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_question_of_reprocess_redoes_nothing(console, database):
     batch = add_batch(database, [{"processing_status": "completed"}], status="completed")
     with console.in_terminal("reprocess", "--stage", "embedding") as terminal:
@@ -216,6 +220,7 @@ def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
     assert list(tmp_path.glob("x.tar*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imported", ["click.core", "batch_pipeline.cli", "psycopg.sql"])
 def test_ctrl_c_at_any_moment_of_the_start_stops_with_one_message(console, database, imported):
     batch = add_batch(database, 1)

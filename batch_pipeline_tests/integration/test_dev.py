@@ -33,6 +33,7 @@ def refusal(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_port_at_which_another_program_listens_is_named(refusal):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -78,6 +78,7 @@ def test_uploads_that_the_truncating_transaction_adds_keep_their_vectors(pipelin
     assert count(pipeline, "upload_vectors") == 1
 
 
+@pytest.mark.slow
 def test_every_missing_trigger_is_named_by_doctor_and_made_by_an_upgrade(pipeline, api):
     def tables():
         return {check.name: check for check in check_health(pipeline.settings)}["tables"]

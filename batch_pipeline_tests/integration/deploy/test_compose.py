@@ -91,6 +91,7 @@ ON_FIRST = {"DATABASE_ADDRESS": "10.0.0.1:5432", "BATCH_PIPELINE_STORAGE_URL": "
 ON_SECOND = {**ON_FIRST, "CODE_SERVER_ADDRESS": "10.0.0.2:4000"}
 
 
+@pytest.mark.slow
 def test_a_second_host_runs_the_same_code_server_with_the_database_of_the_first(tmp_path):
     first = read_as_compose_does(tmp_path / "first", **ON_FIRST)
     second = read_as_compose_does(tmp_path / "second", SECOND_HOST, **ON_SECOND)
@@ -118,6 +119,7 @@ def test_a_second_host_runs_the_same_code_server_with_the_database_of_the_first(
     assert set(here) - set(there) == {"depends_on", "environment"}
 
 
+@pytest.mark.slow
 def test_only_the_database_is_published_for_the_second_host_and_only_at_the_address_given(
     tmp_path, services
 ):
@@ -139,6 +141,7 @@ def address(ports: list[Any]) -> str:
     return f"{port['host_ip']}:{port['published']}->{port['target']}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ON_SECOND)
 def test_a_second_host_without_an_address_is_refused_and_says_what_to_set(tmp_path, missing):
     given = {name: value for name, value in ON_SECOND.items() if name != missing}

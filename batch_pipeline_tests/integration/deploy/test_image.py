@@ -73,6 +73,7 @@ def packages_of(extras):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extras", "optional"),
     [

@@ -101,6 +101,7 @@ def test_threads_that_ask_at_the_same_time_get_the_same_from_one_encoder(
     assert sentence_encoder._loaded.cache_info().misses == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_before_something_is_embedded_or_described() -> None:
     script = (
         "import sys\n"
