@@ -41,7 +41,7 @@ import sqlalchemy.dialects.postgresql.psycopg, sqlalchemy.dialects.postgresql.ps
 from importlib import import_module
 from importlib.util import find_spec
 
-# Modules of extras. The client of Kubernetes is one: every pod would need 2 s to compile it.
+# Modules of extras, such as the client of Kubernetes: every pod would need 2 s to compile that one.
 for module in ("dagster_aws.s3", "dagster_k8s", "redis", "s3fs"):
     if find_spec(module.partition(".")[0]):
         import_module(module)

@@ -1,7 +1,7 @@
 -- Three roles for our database, each with the rights that it needs (docs/security.md). Run this once in
 -- that database, as a role that may create roles and extensions. Then set their passwords (\password).
 --
--- owner   batch-pipeline db upgrade, db restore, spaces drop: they make, replace or drop tables
+-- owner   batch-pipeline db upgrade, db restore, spaces drop: they create, replace or drop tables
 -- worker  everything else that runs: code server, run workers, daemon, web server, other commands
 -- reader  dashboards and other programs that only read
 
