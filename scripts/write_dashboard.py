@@ -23,7 +23,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("sum by (kind, state) (batch_pipeline_upload_errors)", "{{kind}} {{state}}"),),
     ),
     (
-        "Seconds per stage, 95 of 100 uploads",
+        "Seconds per stage, 95th percentile",
         "s",
         (('max by (stage) (batch_pipeline_stage_seconds{quantile="0.95"})', "{{stage}}"),),
     ),
