@@ -90,8 +90,8 @@ test-lowest: install-dev
 	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
 		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
 
-# Installs the extra `ocr`. From then on, the embedded analyzer also reads text in this environment, so
-# run this last.
+# Installs the extra `ocr`. Afterwards the embedded analyzer also reads text in this environment, so run
+# this last.
 test-ocr: install-dev
 	$(PIP_INSTALL) -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \

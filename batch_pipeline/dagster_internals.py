@@ -82,8 +82,8 @@ from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
 # Tags that set the order in which steps are started.
 from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG
 
-# Forking run workers from the code server, and finding the runs that it has started by the address
-# in a tag. How often the daemon checks which sensors are due.
+# Forking run workers from the code server, and finding its runs by the address in a tag. How often
+# the daemon checks which sensors are due.
 from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon import sensor as daemon_loop

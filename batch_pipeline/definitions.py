@@ -1,6 +1,6 @@
 """The code location that ``workspace.yaml`` names: logging, warm run workers, and all definitions.
 
-Only Dagster imports this module: importing it reads the settings and sets the process up.
+Only Dagster imports this module: importing it reads the settings and sets up the process.
 """
 
 import gc

@@ -131,9 +131,9 @@ def running_stack(
     """Start webserver, daemon and code location; stop them at the end.
 
     Args:
-        settings: they name the home.
+        settings: the settings, which name the home.
         port: port of the UI; None: a free one.
-        announce: called right before the start, when nothing can refuse it any more.
+        announce: called right before the start, after all checks have passed.
 
     Raises:
         ConfigurationError: the home cannot be written.
@@ -196,7 +196,7 @@ def free_port() -> int:
 
 
 def require_free(
-    port: int, *, host: str = "127.0.0.1", advice: str = "or leave --port out for a free one"
+    port: int, *, host: str = "127.0.0.1", advice: str = "or leave out --port for a free one"
 ) -> int:
     """Return the port, unless another program listens on it.
 

@@ -51,8 +51,8 @@ class NotFoundError(RefusedError):
 class KindedError(PipelineError):
     """An error with a stable ``kind`` that is stored beside its message.
 
-    The message may quote a file or a model server: controls are replaced here, once for the log,
-    the database, Dagster and the terminal.
+    The message may quote a file or a model server. Control characters are replaced here, once for
+    the log, the database, Dagster and the terminal.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -84,8 +84,8 @@ class ServiceDownError(KindedError):
         kind: the stable word.
         message: the text for people.
         resume_after_seconds: the waiting time that the service itself named, if it did.
-        if_alone: the error to use instead if no other upload is affected: then the upload that met
-            the outage is the reason. `services/outages.py` decides.
+        if_alone: the error to use instead if no other upload is affected, because this upload is
+            then the cause. `services/outages.py` decides.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Finds the home folder if no setting names it: upward, the way git finds its repository."""
+"""Finds the home folder if no setting names it: it searches upward, as git does."""
 
 import os
 from pathlib import Path

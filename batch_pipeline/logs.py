@@ -64,7 +64,7 @@ def say_each_line_once(settings: Settings) -> None:
     """Set up the root logger of a Dagster process before any other code does.
 
     dagster-postgres reports an outage by `logging.warning`. If the root logger has no handler, this
-    call adds one for all lines, and from then on each line of Dagster is printed twice.
+    call adds one for all lines, and each later line of Dagster is printed twice.
     """
     use_format(settings)
     root = logging.getLogger()

@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
-#: Shorter secrets are masked only in URLs: elsewhere they would be found in ordinary words.
+#: Shorter secrets are masked only in URLs: elsewhere they may be parts of ordinary words.
 _SHORTEST = 4
-#: Keys that local servers ignore, and passwords of examples: they are words of our own messages.
+#: Keys that local servers ignore, and passwords in examples. They are masked only in URLs, too,
+#: because our own messages contain these words.
 _PLACEHOLDERS = {
     *("dummy", "empty", "fake", "local", "none", "null", "password", "secret", "test"),
     *("dagster", "lm-studio", "localai", "ollama", "openai", "postgres", "redis", "vllm"),

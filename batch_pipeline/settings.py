@@ -46,7 +46,7 @@ _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?POR
 _IN_ASCII = re.compile("[!-~]+")
 #: What separates Apprise URLs, which may contain commas, for example between recipients of a mail.
 _NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
-#: Schemes of webhooks and Apprise whose host is a server; with other schemes it may be a token.
+#: Schemes of webhooks and Apprise whose host is a server; in other URLs it may be a token.
 _HOST_IS_A_SERVER = {"http", "https", "json", "jsons", "xml", "xmls", "form", "forms"}
 #: Text that may also be in our own messages, such as `batch-pipeline`. It is masked only in URLs.
 _WORDS = re.compile("[a-z]{1,16}([-_/][a-z]{1,16})*")
@@ -61,7 +61,7 @@ _FILE_IN_URL = re.compile(
 )
 #: Beginning of a URL that names a path of this machine.
 LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
-#: Settings in which the space at the end counts: ``query: ``.
+#: Settings in which a space at the end matters, as in ``query: ``.
 _WITH_SPACE = {"embedding_question_prefix", "embedding_document_prefix"}
 #: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
@@ -191,7 +191,11 @@ class Settings(BaseSettings):
         ),
     )
     embedding_document_prefix: str = Field(
-        "", description="The same for each description. After a change, embed everything again."
+        "",
+        description=(
+            "Text in front of each description that is embedded; the same values as for questions. "
+            "After a change, embed everything again."
+        ),
     )
     max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,
@@ -317,7 +321,7 @@ class Settings(BaseSettings):
         0,
         description=(
             "Maximum number of uploads of one user that runs hold at the same time: in progress, "
-            "reserved, or of a run that is launched; 0: no limit. A run takes as many uploads as "
+            "reserved, or in a run that was launched; 0: no limit. A run takes as many uploads as "
             "the limit allows. No run is launched before half of the limit is free."
         ),
     )
@@ -613,14 +617,14 @@ def _bare(value: str) -> str:
 
 
 def _begun_at(folder: Path, location: str) -> str:
-    """Return a path or URL whose relative path begins at `folder`; other URLs are unchanged."""
+    """Resolve a relative path, or the path in a local URL, against `folder`; keep other URLs."""
     scheme = LOCAL_SCHEME.match(location)[0]  # type: ignore[index] # it matches every text
     path = location.removeprefix(scheme)
     return location if "://" in path else f"{scheme}{folder / os.path.expanduser(path)}"
 
 
 def _with_files_at(folder: Path, url: str) -> str:
-    """Return a URL in which relative paths of files begin at `folder`."""
+    """Return a URL with relative paths of files resolved against `folder`."""
 
     def begun(found: re.Match[str]) -> str:
         name, path = found.groups()
@@ -684,7 +688,7 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
 
 
 def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
-    """Read the settings whose value depends on the place that names it.
+    """Read the settings whose value depends on the place where it is set.
 
     These are paths, URLs that may contain paths, and the values in files that ``…_FILE`` variables
     name. A relative path in a ``.env`` is relative to the folder of that file; in the
@@ -737,7 +741,7 @@ def load_settings(**overrides: Any) -> Settings:
     in a ``.env`` is relative to the folder of that file.
 
     Raises:
-        ConfigurationError: a variable has an invalid value, or is not the name of a setting. The
+        ConfigurationError: a variable has an invalid value, or is not the name of a setting; the
             message names each such variable, its value, and what is accepted. Or a ``.env`` cannot
             be read.
     """

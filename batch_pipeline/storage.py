@@ -49,9 +49,9 @@ _PROBE = ".probe-"
 _NAMES_PER_PAGE = 100
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-#: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
+#: Errors of one file that a retry cannot fix. If other uploads have them too, it is an outage.
 _LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
-#: Errors that say that there is no file of this name, and cannot be one.
+#: Errors that mean that no file of this name exists, and that none can exist.
 _NO_NAME_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
@@ -59,7 +59,7 @@ class Storage:
     """A folder of files, local or remote; every path given and returned is relative to it.
 
     Raises:
-        ConfigurationError: the location is no path or URL, or only one process can use it.
+        ConfigurationError: the location is not a path or URL, or only one process can use it.
         ServiceDownError: ``storage_down``: its server does not answer.
     """
 
@@ -77,7 +77,7 @@ class Storage:
         if isinstance(self._files, MemoryFileSystem):
             raise ConfigurationError(
                 f"BATCH_PIPELINE_STORAGE_URL={location!r} is the memory of one process, so no "
-                "other one finds its files: expected a path or the URL of a shared storage"
+                "other process finds its files: expected a path or the URL of a shared storage"
             )
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._files, LocalFileSystem)
@@ -122,7 +122,7 @@ class Storage:
             return cast("BinaryIO", copy)
 
     def open_one(self, path: str) -> "OneFile":
-        """Open a stored file as `open` does; if others can be used, an error is that of the file.
+    """Open a stored file like `open`; if others can be read, an error is only that of this file.
 
         Raises:
             UploadError: there is no such file, or only this one cannot be read. Reading the file
@@ -172,7 +172,7 @@ class Storage:
             raise
 
     def exists(self, path: str) -> bool:
-        """Return whether a file exists, which a folder is not; raises ``storage_down``."""
+        """Return whether a file exists (a folder does not count); raises ``storage_down``."""
         full = self._inside(path)
         with self._errors_named():
             # Not `exists`: it returns false if the storage does not answer.
@@ -210,11 +210,11 @@ class Storage:
         return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
     def is_empty(self) -> bool:
-        """Return whether the storage is missing, or holds nothing that somebody has stored.
+        """Return whether the storage is missing, or holds no file that somebody has stored.
 
-        What file systems make and the small files of `check` do not count.
+        Files that file systems make, and the small files of `check`, do not count.
         """
-        # Only one request, while some object stores can only list everything.
+        # This is one request. To list the top of the storage, some object stores list everything.
         if not self.is_local and self.exists(OWNER_NOTE):
             return False
         with self._errors_named():
@@ -276,8 +276,8 @@ class Storage:
         except _NO_SUCH_FILE as error:
             if not path:
                 raise storage_error(error, written=written) from error
-            # Looked at only now, since a large storage takes long to list. If nothing is mounted
-            # on a folder, every file is missing, and that is not the fault of one upload.
+            # Checked only now, because a large storage takes long to list. If nothing is mounted
+            # on a folder, every file is missing, and no single upload is the cause.
             if self.is_empty():
                 raise not_the_storage(path) from error
             raise _missing(path) from error
@@ -444,7 +444,7 @@ def storage_error(error: Exception, path: str = "", *, written: str = "") -> Ser
     if isinstance(error, OSError) and error.errno in _FULL:
         if not path:
             return ServiceDownError("storage_full", f"the storage is full: {error}")
-        # Only a large copy of a remote file is written when it is read; others may be smaller.
+        # Reading writes only the copy of a large remote file; copies of others may still fit.
         said = f"{tempfile.gettempdir()} has no room for a copy of {path!r}: {error}"
         alone = TransientError("source_unreadable", said)
         return ServiceDownError("storage_full", said, if_alone=alone)

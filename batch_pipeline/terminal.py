@@ -57,7 +57,7 @@ def literal(value: object) -> Text:
 
 
 def _plain(value: object) -> str:
-    """Return the same for a place that reads markup."""
+    """Return the same text, escaped for a place that reads markup."""
     return escape(visible_line(value))
 
 
@@ -220,7 +220,7 @@ def _reason(kind: str | None, message: str | None) -> str:
 
 
 def _shown_reason(upload: Mapping[str, Any]) -> str:
-    """Return why an upload failed or waits, or why its last attempt did while the next one runs."""
+    """Return why an upload failed or waits; during an attempt, why the previous one failed."""
     reason = _reason(upload["error_kind"], upload["error_message"])
     if reason and upload["processing_status"] in IN_WORK:
         return f"last attempt: {reason}"

@@ -44,7 +44,7 @@ def upgrade(session: Session, as_json: bool) -> None:
     if as_json:
         print_json({"before": before, "after": after, "triggers": triggers})
     elif triggers:
-        session.report(f"Triggers were missing and are there again: {', '.join(triggers)}.")
+        session.report(f"Missing triggers were created again: {', '.join(triggers)}.")
     elif before == after:
         session.report(f"Nothing to do: the tables are at revision {after}.")
     else:
@@ -75,7 +75,7 @@ def stop(session: Session, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"stopped": ran})
     else:
-        click.echo("Stopped." if ran else "It did not run.")
+        click.echo("Stopped." if ran else "It was not running.")
 
 
 @db.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batch_pipeline.demo import Stack
     from batch_pipeline.services.progress.batch_watch import BatchSnapshot
 
-#: With ``--exit`` nobody may be there to see that a batch waits. The demo ends after a standstill
+#: With ``--exit`` there may be nobody who sees that a batch waits. The demo ends after a standstill
 #: of this length (seconds): a restart of a service or the load of a model often takes minutes.
 STANDSTILL_SECONDS = 600.0
 
@@ -101,7 +101,7 @@ def demo(
 def _check_of(
     session: Session, batch_id: uuid.UUID, stack: "Stack", *, watched: bool
 ) -> "Callable[[BatchSnapshot], None]":
-    """Return what raises an error for a snapshot of a batch that cannot end.
+    """Return a function that raises an error for a snapshot of a batch that cannot end.
 
     If a person watches, they see what the batch waits for, and decide how long they wait.
     """

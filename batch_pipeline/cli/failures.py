@@ -70,7 +70,7 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
     if since is None and batch is None:
         since = SINCE.convert("24h", None, None)
     if batch is not None:
-        batch_head(session.pipeline.database, batch)  # an unknown batch is not one without failures
+        batch_head(session.pipeline.database, batch)  # refuses an unknown batch
     chosen = FailureFilter(since, kinds, user, batch)
     found = failures(session.pipeline.database, chosen, shown=limit)
     if as_json:

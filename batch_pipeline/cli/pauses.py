@@ -42,7 +42,7 @@ def pause(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Pause everything, or only a user, a batch or a model server.
 
-    Model calls in flight end, and their results are stored. After one second no new call begins.
+    Model calls in flight finish, and their results are stored. After one second no new call begins.
     The pause lasts until `batch-pipeline resume`, even if everything is restarted.
 
     \b
@@ -61,7 +61,7 @@ def pause(  # noqa: PLR0917 - click passes them by name
         return
     _say([paused])
     option = {"everything": ""}.get(scope, f" --{scope} {target}")
-    click.echo(f"Model calls in flight end. To resume:  batch-pipeline resume{option}")
+    click.echo(f"Model calls in flight finish. To resume:  batch-pipeline resume{option}")
 
 
 @click.command()

@@ -102,7 +102,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     pipeline = session.pipeline
     asked = " ".join(text)  # quotes around several words are easily forgotten
     if batch is not None:
-        batch_head(pipeline.database, batch)  # an unknown batch is not one without results
+        batch_head(pipeline.database, batch)  # refuses an unknown batch
     filters = Filters(
         user, batch, kind, file_format, camera, since, until, has_text, model, least, tags
     )

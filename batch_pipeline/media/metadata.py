@@ -119,7 +119,7 @@ def read_metadata(
     """Choose among the statements of a picture's metadata.
 
     Args:
-        exif_blocks: in the order of the file; if they contradict, the first one counts.
+        exif_blocks: in the order of the file; if they contradict each other, the first one counts.
         xmp: the XMP packet.
         iptc: the block of IPTC's older form.
         made: time of creation, from a text of the format itself.
@@ -155,7 +155,7 @@ def parse_date(text: str) -> datetime | None:
 
 
 def _first_day(text: str) -> datetime | None:
-    """Read a year, or a year and a month, as people know them of old photos: its first day."""
+    """Read a year, or a year and a month, as people write for old photos: its first day."""
     match = _YEAR_OR_MONTH.fullmatch(text)
     return _date(match[1], str(int(match[2] or 0) or 1), "1") if match else None
 

@@ -30,7 +30,7 @@ class MediaType:
     """One accepted kind of file."""
 
     format: str
-    """Canonical name, e.g. ``jpeg``; the shapes of MPEG share one, and those of PSD."""
+    """Canonical name, e.g. ``jpeg``; all kinds of MPEG share one, and so do those of PSD."""
     file_type: FileType
     mime_type: str
     extension: str
@@ -146,7 +146,7 @@ _CR3_BRAND = b"crx "
 _QUICKTIME_BOXES = {b"moov", b"mdat", b"pnot"}
 #: Boxes that are empty space; they may come before all others.
 _EMPTY_BOXES = {b"free", b"skip", b"wide"}
-#: A longer one is not empty space but a text (bytes).
+#: A longer box is a text and not empty space (bytes).
 _MAX_EMPTY_BOX = 16 * 1024**2
 
 #: Lengths of the header of a BMP (bytes).
@@ -213,8 +213,8 @@ _EBML_DOCTYPE = re.compile(rb"\x42\x82([\x81-\xff])")
 def read_head(source: SeekableFile) -> bytes:
     """Read the bytes of a file by which `sniff` decides.
 
-    These are its first `HEAD_BYTES` bytes. If the directory of a TIFF is elsewhere, it takes the
-    place of what follows the header: some cameras write a raw file with a preview before it.
+    These are its first `HEAD_BYTES` bytes. If the directory of a TIFF is elsewhere, it replaces the
+    bytes after the header: in some raw files, a preview comes before the directory.
 
     Args:
         source: at its start; its position afterwards is undefined.
@@ -258,9 +258,9 @@ def refusal_reason(head: bytes) -> str:
 
 
 def _tiff_or_raw(head: bytes) -> MediaType | None:
-    """Distinguish TIFF and raw files: most of these are a TIFF whose first picture is a preview.
+    """Distinguish TIFF and raw files: most raw files are a TIFF whose first picture is a preview.
 
-    If it cannot be decided by the first bytes, the file counts as raw, and `open_raw` decides.
+    If the first bytes do not decide it, the file counts as raw, and `open_raw` decides.
     """
     tiff = TiffBlock.at(head)
     if tiff is None:
@@ -448,7 +448,7 @@ _MOST_BOXES = 200_000
 
 #: Formats that mark their end and do not contain their length.
 _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
-    # The preview inside EXIF has an end marker too: only one after the last scan counts.
+    # The preview inside EXIF has an end marker too, so only a marker after the last scan counts.
     JPEG: lambda data: data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"),
     PNG: lambda data: b"IEND" in data,
     GIF: lambda data: data.rstrip(b"\0").endswith(b";"),

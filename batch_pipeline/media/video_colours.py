@@ -42,7 +42,7 @@ _IPT = 15
 
 
 def to_picture(frame: VideoFrame, size: tuple[int, int], part: Box) -> Image.Image:
-    """Scale a part of a frame to `size` and convert it to sRGB; no depth loses precision.
+    """Scale a part of a frame to `size` and convert it to sRGB, without loss at any bit depth.
 
     Args:
         frame: the whole frame.

@@ -78,7 +78,7 @@ Aperture = Callable[[tuple[int, int]], Box]
 
 
 def aperture(source: Source, stream: VideoStream, media_type: MediaType) -> Aperture:
-    """Read which part of a frame is shown by the container.
+    """Read from the container which part of a frame is shown.
 
     MP4, QuickTime and 3GP have a box `clap` for this, Matroska and WebM elements `PixelCrop…`.
     """

@@ -11,9 +11,9 @@ A date is searched for in this order, and the first valid date counts:
    have a time of day. Without one, they may be the date of publication.
 3. ``IDIT`` of AVI and the data of an AVCHD camcorder in the first frames of an MPEG-TS, which are
    the camera's clock; the creation dates of ASF and of an MXF's oldest package, which are UTC.
-4. ``creation_time`` of the container, then of the stream. The standard says UTC, and the name of
-   the source says so too: at the place of the film, the hour may differ, and around midnight the
-   day. Without a zone (AVI) it is the camera's clock.
+4. ``creation_time`` of the container, then of the stream. By the standard it is UTC, and the name
+   of the source says so. The time at the place of the film may differ in the hour, and around
+   midnight in the day. Without a zone (AVI) it is the camera's clock.
 5. ``date`` of AVI, its ``ICRD``, with only a day: cameras write it in this form.
 
 The start of a clock that was never set (1601, 1904, 1970) is not a date.

@@ -1,10 +1,10 @@
 """Frames spread over the whole length of a film of any length, with limited work.
 
-A film is divided into up to `MAX_FRAMES` equal parts. From each part, the frame that a player shows
-in the middle is wanted. It may begin long before. On the way to it:
+A film is divided into up to `MAX_FRAMES` equal parts. From each part, this module reads the frame
+that a player shows in the middle. That frame may begin long before. On the way to it:
 
-- A seek goes to the last key frame before the position, if the container has an index or its seeks
-  have gone forward so far.
+- A seek goes to the last key frame before the position, if the container has an index or if its
+  seeks so far went forward.
 - Packets before a later key frame are read, but not decoded.
 - The remaining packets are decoded. When `_EXACT_PIXELS` or `_EXACT_FRAMES` are used for one
   position, any frame of its part is accepted; decoding goes on to the beginning of the part.
@@ -64,7 +64,7 @@ class FrameReader:
         if key_frames_alone:  # any frame within the part is accepted
             self._exact = 1
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // self._pixels))
-        #: As how many packets one packet counts; more if frames become larger on the way.
+        #: How many packets one packet counts as; more if frames become larger on the way.
         self._cost = 1
         self._packets_read = 0
         self._has_begun = False

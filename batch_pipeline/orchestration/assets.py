@@ -5,8 +5,8 @@ have stored. The reports of ended batches are in ``batch_reports.py``. Text from
 is shown as `literal` metadata, which the UI does not render. It never goes into Markdown, and so
 not into the description of an event either.
 """
-
-import base64
+is shown as `literal` metadata, which the UI does not render. It never goes into Markdown, nor into
+the description of an event, which is Markdown.
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -65,7 +65,7 @@ embeddings = dg.AssetSpec(
     "embeddings",
     deps=[descriptions],
     description=(
-        "The vector of every description; what `batch-pipeline search` compares. Partition: batch."
+        "The vector of every description, which `batch-pipeline search` compares. Partition: batch."
     ),
     group_name=GROUP,
     owners=OWNERS,
@@ -97,7 +97,7 @@ batch_report = dg.AssetSpec(
     "batch_report",
     deps=[upload_analysis, batch_progress],
     description=(
-        "What became of a batch, once it has ended: counts, failures with their reasons, slowest "
+        "The result of a batch that has ended: counts, failures with their reasons, slowest "
         "uploads, throughput, contact sheet. Partition: batch."
     ),
     group_name=GROUP,
@@ -134,8 +134,8 @@ backlog = dg.AssetSpec(
 def build_assets(settings: Settings) -> list[dg.AssetSpec]:
     """Return all assets.
 
-    Reports only follow the ends of batches. So they have a freshness policy only if a setting says
-    how often a batch is expected to end.
+    A report is made only when a batch ends. So reports have a freshness policy only if a setting
+    says how often a batch is expected to end.
     """
     hours = settings.report_freshness_hours
     fresh = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours)) if hours else None

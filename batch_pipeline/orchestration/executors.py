@@ -87,7 +87,7 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
         config_schema=dg.Field(
             dg.Selector(offered),  # type: ignore[no-untyped-call]
             default_value=default,
-            description="How the steps of a run are run; threads share one process.",
+            description="How the steps of a run are executed; threads share one process.",
         ),
     )
     def choose(context: InitExecutorContext) -> Executor:

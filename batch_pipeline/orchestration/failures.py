@@ -26,10 +26,11 @@ _MAX_REASON = 500
 #: Dagster's message for a run that another process ended. An earlier event says why.
 _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
 
-#: Dagster's reasons for runs that end by no fault of their uploads, and what they mean: the worker
-#: did not start in time, such as a pod without a node; or it was told to end, by SIGTERM or SIGINT.
+#: Dagster's reasons for runs that ended through no fault of their uploads, and what they mean.
+#: Either the worker did not start in time, for example a pod without a node, or SIGTERM or SIGINT
+#: told it to end.
 _START_TIMEOUT, _TOLD_TO_END = "START_TIMEOUT", "UNEXPECTED_TERMINATION"
-#: Dagster's reason for a run that did all it could and failed only because steps did.
+#: Dagster's reason for a run that did all it could and failed only because steps failed.
 _STEPS_FAILED = "STEP_FAILURE"
 #: Classes of errors of a database that does not answer. Dagster stores only the names.
 _OUTAGES = (ServiceDownError.__name__, ConflictError.__name__, OperationalError.__name__)
@@ -41,8 +42,8 @@ class Why(NamedTuple):
     reason: str
     """One line."""
     is_stop: bool = False
-    """An outage or a stop ended it: the database did not answer, ours or Dagster's; there was no
-    room for the worker; or its host or container was stopped."""
+    """An outage or a stop ended it: our or Dagster's database did not answer, there was no room for
+    the worker, or its host or container was stopped."""
 
 
 def step_failures_that_ended_it(
@@ -66,7 +67,7 @@ def why_it_failed(
     The event that ends a run usually says only that it has ended. Its launcher, its worker or its
     steps have reported the error before.
 
-    `step_failures`: those that ended it (`step_failures_that_ended_it`).
+    `step_failures`: the failures that ended it (`step_failures_that_ended_it`).
     """
     broken = [event for event in step_failures if not event.step_failure_data.user_failure_data]
     if step_failures and not broken:
@@ -98,7 +99,7 @@ def _ended_by(failure: dg.DagsterEvent) -> str:
 
 
 def _is_outage(error: SerializableErrorInfo) -> bool:
-    """Return whether an error, or one of those that led to it, is that of an outage."""
+    """Return whether an error, or one of those that led to it, means an outage."""
     if error.cls_name in _OUTAGES:
         return True
     return any(_is_outage(earlier) for earlier in (error.cause, error.context) if earlier)
@@ -153,8 +154,8 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
 def late_failure(run: dg.DagsterRun) -> dg.Failure:
     """Fail a step whose run has ended; another run has its upload by now."""
     return dg.Failure(
-        description=f"the run has ended as {run.status.value}; a step that comes so late is not "
-        "processed, its upload goes to another run",
+        description=f"the run has ended as {run.status.value}; a step that starts so late does "
+        "nothing, and another run processes its upload",
         allow_retries=False,
     )
 
@@ -170,7 +171,7 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
             "kind": error.kind,
             "reason": text_metadata(error),
             "uploads_handed_back": released,
-            "next": "nothing is lost: the uploads are pending and are processed when it answers",
+            "next": "nothing is lost: the uploads are pending and are processed after the outage",
         },
         allow_retries=False,
     )

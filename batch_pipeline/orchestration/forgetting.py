@@ -305,7 +305,7 @@ class DagsterHistory:
         return counts["events"]
 
     def report_again(self, batch_id: uuid.UUID) -> None:
-        """Report a batch that has ended once more."""
+        """Report an ended batch again."""
         pipeline = self._pipeline
         try:
             summary = batch_summary(pipeline.database, pipeline.storage, batch_id)
@@ -394,7 +394,7 @@ class DagsterHistory:
             for line in console.read().splitlines(keepends=True):
                 if _ENTRY.match(line):
                     is_meant = False
-                # A line that begins no entry, as in a stack trace, belongs to the entry before it.
+                # A line that begins no entry (a stack trace) belongs to the entry before it.
                 is_meant = is_meant or any(needle in line for needle in wanted)
                 if is_meant:
                     console.seek(position)

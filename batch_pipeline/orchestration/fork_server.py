@@ -1,8 +1,8 @@
 """Prepares the process that run workers are forked from (`warm_workers`).
 
-Only the fork server imports this module. A forked child gets the memory and the open files, but of
-the threads only the one that forks. So this process must start no thread, hold no lock and open no
-connection. A test checks this.
+Only the fork server imports this module. A forked child gets the memory, the open files and only
+the thread that forks. So this process must start no thread, hold no lock and open no connection. A
+test checks this.
 """
 
 import gc
@@ -24,8 +24,8 @@ NEEDED_BY_RUNS = (
 )
 
 
-#: A worker that is forked so soon after SIGTERM was requested before the stop (seconds). It ends at
-#: once: nobody would tell it to end, and the code server would wait for it.
+#: A worker that is forked within this time after SIGTERM was requested before the stop (seconds).
+#: It ends at once: otherwise nothing would end it, and the code server would wait for it.
 STOP_SECONDS = 30.0
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -35,7 +35,7 @@ def _leave_signals_to_workers() -> None:
 
     The fork server has to live until its workers have ended, because it tells the code server how
     they ended. The standard library ignores SIGINT, but only after all imports. A worker inherits
-    that both are ignored. So signals are held back while it is forked, until it has its own
+    that both are ignored. So signals are held back during the fork, until the worker has its own
     handlers (`hear_signals`).
     """
     server = os.getpid()
@@ -83,7 +83,7 @@ def _import_everything() -> None:
 
 
 def _preload_models() -> None:
-    """Load the models or the client of the model server, so that each worker need not do it.
+    """Load the models or the client of the model server, so that workers do not load them again.
 
     This saves each worker 1.5 s of a core and 150 MiB with the embedded models, and 0.1 s (Ollama)
     or 0.8 s (OpenAI) with a model server. The compiled patterns of refusals save 0.02 s.

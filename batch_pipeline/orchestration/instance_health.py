@@ -31,7 +31,7 @@ from batch_pipeline.settings import Settings
 
 #: A daemon without a heartbeat for longer than this counts as stopped (seconds).
 HEARTBEAT_SECONDS = 60
-#: A server that accepts no connection for longer than this counts as away (seconds).
+#: A server that accepts no connection for longer than this counts as unreachable (seconds).
 _CONNECT_SECONDS = 10
 _NEEDED = ("SENSOR", "SCHEDULER")
 #: The part of the daemon that is needed when a run waits in the queue.
@@ -46,8 +46,8 @@ INSTIGATORS = (
     "notifications",
     "backlog_sweep",
 )
-#: A sensor or schedule counts only in code locations where its last tick began at most this long
-#: before its newest one anywhere. Each is evaluated about once a minute or more often (seconds).
+#: A sensor or schedule counts in a code location only if its last tick there began at most this
+#: long before its newest tick anywhere (seconds). Each ticks about once a minute or more often.
 EVALUATED_SECONDS = 600
 _ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 _DAEMONS = text("""

@@ -62,18 +62,18 @@ class ProcessBatchConfig(dg.Config):
 
     batch_id: str = Field(description="Id of the batch, as `batch-pipeline submit` prints it.")
     slice: int | None = Field(
-        None, description="Only this slice of the batch; empty: whatever is pending."
+        None, description="Only this slice of the batch; empty: all pending uploads."
     )
     upload_ids: list[str] = Field(
         [],
-        description="Only these uploads, failed ones among them again; empty: whatever is pending.",
+        description="Only these uploads, including failed ones; empty: all pending uploads.",
     )
 
 
 @dg.op(
     out=dg.DynamicOut(dg.Nothing),
     required_resource_keys={"batch_pipeline"},
-    description="Marks the batch processing and reserves uploads of it for this run.",
+    description="Marks the batch as `processing` and reserves its uploads for this run.",
 )
 def load_batch(
     context: dg.OpExecutionContext, config: ProcessBatchConfig
@@ -247,7 +247,7 @@ def _describe_taken(
     label = batch_label(progress.batch_id, progress.name)
     if loaded.expected_total != progress.total:
         context.log.warning(
-            "batch %s has a total of %s, but %s rows; the total was put right",
+            "batch %s has a total of %s, but %s rows; the total was corrected",
             label,
             counted(loaded.expected_total, "upload"),
             progress.total,

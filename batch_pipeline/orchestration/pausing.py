@@ -63,7 +63,7 @@ def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[Non
     name="pause",
     description=(
         "Holds back everything, or the user, batch or model server that the config of the op "
-        "names. Model calls in flight end. After one second no new call begins."
+        "names. Model calls in flight finish. After one second no new call begins."
     ),
     executor_def=dg.in_process_executor,
     logger_defs=LOGGERS,

@@ -19,9 +19,9 @@ from batch_pipeline.wording import counted
 def reserving(executor: Executor, settings: Settings) -> Executor:
     """Let an executor reserve the uploads of a re-executed run before it starts a step.
 
-    An executor begins once per run, in the run worker. Steps and resources do not: with Celery and
-    in processes, each step has its own. If the database does not answer, the run fails with that
-    reason, and the uploads stay as they are.
+    An executor begins once per run, in the run worker. Steps and resources may begin many times:
+    with Celery and with processes, each step has its own. If the database does not answer, the run
+    fails with that reason, and the uploads stay as they are.
     """
     execute = executor.execute
 

@@ -47,7 +47,7 @@ _UNDER_WAY = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-#: The same, and runs that wait in the queue for a place.
+#: These, and runs that wait in the queue for a place.
 IN_FLIGHT = (dg.DagsterRunStatus.QUEUED, *_UNDER_WAY)
 #: Runs that a person has terminated, whether or not their worker has stopped.
 _TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
@@ -80,7 +80,7 @@ class RunOutcome(StrEnum):
 def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> RunOutcome:
     """Return how a failed run ended.
 
-    `step_failures`: those that ended it (`failures.step_failures_that_ended_it`).
+    `step_failures`: the failures that ended it (`failures.step_failures_that_ended_it`).
     `is_stop`: an outage or a stop ended it (`failures.Why`).
     """
     # None for a step that did not report its failure itself: an error that nobody expected.
@@ -116,7 +116,7 @@ class RunCleanup:
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
         done = "; ".join(text for text, said in parts.items() if said)
-        return done or "nothing to clean up, it held no upload any more"
+        return done or "nothing to clean up; it held no upload any more"
 
 
 def clean_up_failed_run(
@@ -125,7 +125,7 @@ def clean_up_failed_run(
     """Return the uploads of a failed run to pending.
 
     Args:
-        pipeline: whose uploads they are.
+        pipeline: the pipeline of the uploads.
         run: a run of ``process_batch`` that has ended.
         died: the run did not say why it ended; many such runs in a row end the batch.
         reason: stored unchanged in the batch's ``error_message``.
@@ -202,7 +202,7 @@ def close_runs_of_ended_workers(
 
     Args:
         instance: the Dagster instance that has the runs.
-        pipeline: its uploads are processed by these runs.
+        pipeline: the pipeline whose uploads these runs process.
         jobs: names of our jobs.
         code_server: the address of this process, as the daemon knows it.
         left_out: records the runs that could not be examined or ended.
@@ -258,7 +258,7 @@ def dead_runs(
         if run.status is dg.DagsterRunStatus.NOT_STARTED:
             longest = max(patience, _UNLAUNCHED_SECONDS)
         elif run.status is dg.DagsterRunStatus.STARTING and instance.run_monitoring_enabled:
-            # Dagster's monitoring ends it, and says that its worker did not start in time.
+            # Dagster's monitoring ends the run and says that its worker did not start in time.
             longest = max(patience, 2 * instance.run_monitoring_start_timeout_seconds)
         is_silent = time.time() - _last_sign(instance, record) > longest
         return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None

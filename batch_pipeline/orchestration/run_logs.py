@@ -31,7 +31,7 @@ _dagsters_loggers = context_creation_job.default_system_loggers  # type: ignore[
 
 
 @dg.logger(
-    config_schema={"level": dg.Field(str, default_value="INFO", description="The least severe.")},
+    config_schema={"level": dg.Field(str, default_value="INFO", description="Lowest level.")},
     description="A JSON object per line: message, level, run, job, step, event type, batch.",
 )
 def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
@@ -43,9 +43,9 @@ def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
 
 @dg.logger(
     config_schema={
-        "log_level": dg.Field(str, default_value="INFO", description="The least severe.")
+        "log_level": dg.Field(str, default_value="INFO", description="Lowest level.")
     },
-    description="Lines in colour. What is wrong with a file is said on one line.",
+    description="Lines in colour. The failure of a file takes one line.",
 )
 def console(context: dg.InitLoggerContext) -> logging.Logger:
     """Write the log lines of a run like Dagster, but failures of files without stack traces."""

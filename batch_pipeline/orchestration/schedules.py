@@ -29,7 +29,7 @@ _NOTHING = "nothing to put right"
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Checks once a minute whether there is something to put right, and sweeps then; "
+    description="Checks once a minute whether there is something to put right, and sweeps if so; "
     "tidies files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -37,8 +37,8 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     left_out = LeftOut()
-    # A sweep that takes long must not fill the places for runs with sweeps. The tidy is asked for
-    # anyway: where every sweep takes long, it would never be.
+    # Slow sweeps must not fill the places for runs. The hourly tidy is requested anyway: if every
+    # sweep is slow, it would otherwise never run.
     if not is_hour and (sweep := sweep_in_flight(context.instance, pipeline, left_out)):
         said = f"the last sweep has not ended: run {sweep.run_id} ({sweep.status.value.lower()})"
         return dg.SkipReason(_and(said, left_out))
@@ -69,9 +69,9 @@ def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         context.instance, pipeline, JOBS, context.code_location_origin, left_out
     )
     if closed:
-        context.log.warning("runs ended whose worker was gone: %s", closed)
+        context.log.warning("ended runs whose worker was gone: %s", closed)
     if context.cursor == START:
-        return dg.SensorResult(skip_reason=_and("looked when the code server started", left_out))
+        return dg.SensorResult(skip_reason=_and("checked when the code server started", left_out))
     found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found:
         said = _and(f"the stack has started: {_NOTHING}", left_out)

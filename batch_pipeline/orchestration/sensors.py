@@ -88,11 +88,11 @@ SLOT_SECONDS = 1.0
 #: How soon the end of a run is handled; `pending_batches` returns its uploads earlier (seconds).
 #: Each tick of a sensor costs about 40 ms of processor time.
 RUN_END_INTERVAL_SECONDS = 15
-#: How soon the end of a batch is reported (seconds), and how many in one tick, as each reads
-#: thumbnails.
+#: How soon the end of a batch is reported (seconds), and how many ends one tick reports, because
+#: each report reads thumbnails.
 REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 10, 10
-#: After this time a tick begins no other report: if Dagster ended the tick, which it does after
-#: 60 s, the same reports would be made for ever (seconds).
+#: After this time a tick begins no other report (seconds). Dagster ends a tick after 60 s, and the
+#: next tick would then make the same reports again, for ever.
 REPORTS_SECONDS = 20.0
 
 
@@ -298,13 +298,13 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 
 
 @dg.sensor(
-    # So the pages of these assets show that this sensor makes them.
+    # This makes the pages of these assets show that this sensor makes them.
     asset_selection=dg.AssetSelection.assets(*(spec.key for spec in REPORTED)),
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Reports every batch that has ended in the asset batch_report, however its runs "
-    "ended; again after it was processed again.",
+    description="When a batch has ended, reports it in the asset batch_report, however its runs "
+    "ended; reports it again if it was processed again.",
 )
 def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Report each end once, or twice if the daemon dies between the report and its cursor.

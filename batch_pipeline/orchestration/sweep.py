@@ -48,7 +48,7 @@ from batch_pipeline.services.states.backlog import Rescue
 _SWEEP = "sweep_backlog"
 JOBS = ("process_batch", _SWEEP, "pause", "resume")
 #: A sweep that takes longer gives no more signs of life, so the next one ends it (seconds). It
-#: probably hangs, in a file system that does not answer for instance.
+#: probably hangs, for example in a file system that does not answer.
 _LONGEST_SWEEP_SECONDS = 3600.0
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
@@ -109,7 +109,7 @@ def sweep_once(
 ) -> dict[str, int]:
     """Repair what dead runs left behind, and do what is due; returns counts.
 
-    What another transaction has locked is left out; the next sweep repeats it.
+    Rows that another transaction has locked are left out; the next sweep handles them.
     """
 
     def rescued() -> dict[str, int]:
@@ -118,7 +118,7 @@ def sweep_once(
 
     def released() -> dict[str, int]:
         abandoned = _abandoned(instance, numbered_slices(pipeline.database))
-        # A run that was terminated in the queue holds no upload, but a person wants to stop them.
+        # A run that was terminated in the queue holds no upload, but its batch is to be cancelled.
         runs = runs_of_keys(instance, [slice_.key for slice_ in abandoned])
         waiting = {run.tags[RUN_KEY_TAG] for run in _clean_up_terminated(pipeline, runs, left_out)}
         counts = one_by_one(
@@ -269,7 +269,7 @@ def rescue_from_ended_runs(
 ) -> Rescue:
     """Return uploads of ended runs and of expired leases to pending.
 
-    What another transaction has locked is left out: it must not delay the dispatch of all batches.
+    Rows that another transaction has locked are left out: they must not delay all other batches.
     """
     ended = _ended(instance, pipeline)
     waiting = {run.run_id for run in _clean_up_terminated(pipeline, ended, left_out)}

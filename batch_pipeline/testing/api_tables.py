@@ -59,7 +59,7 @@ class ApiTables:
     defaults: Mapping[str, str] = field(default_factory=lambda: _DEFAULTS)
     """Defaults of columns, by column or by ``table.column``."""
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By table: its columns, if it lacks others. The upgrade adds them."""
+    """Columns of a table that lacks some, by table. The upgrade adds the others."""
 
     def create(self, connection: psycopg.Connection[Any]) -> None:
         """Make both tables, and a user."""

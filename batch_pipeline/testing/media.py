@@ -311,12 +311,12 @@ def make_video(
         fps: frames a second; with a fraction below 1, a film of hours is made quickly.
         painter: gives the picture for a progress of 0 to 1, or its R'G'B' values of 16 bits;
             default: `paint_progress`.
-        rotation: of the display matrix (degrees, against the clock); MP4 and MOV only.
+        rotation: of the display matrix (degrees, anticlockwise); MP4 and MOV only.
         display_matrix: the matrix itself: the directions (x, y) of a step to the right and a step
             down.
         colours: default: BT.601 as FFmpeg's scaler writes it, but not declared in the file.
         encoder: default: that of the format.
-        pixel_aspect: width of a pixel by its height.
+        pixel_aspect: width of a pixel divided by its height.
         with_gps: write a position where phones do; MP4 and MOV only.
         metadata: further entries of the container.
         keyframe_interval: distance of key frames (frames).

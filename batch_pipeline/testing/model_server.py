@@ -890,13 +890,16 @@ def _openai_models(server: ScriptedModelServer) -> dict[str, Any]:
 @click.command()
 @click.option("--port", default=11434, show_default=True)
 @click.option("--latency", default=0.0, show_default=True, help="Seconds of work per call.")
-@click.option("--slots", type=int, help="Calls worked on at the same time; default: all.")
+@click.option("--slots", type=int, help="Calls processed at the same time; default: all.")
 @click.option("--dimensions", default=1024, show_default=True)
 @click.option("--fault", type=click.Choice([fault.value for fault in Fault]))
 @click.option("--share", default=1.0, show_default=True, help="Share of calls with the fault.")
 @click.option("--calls-per-minute", type=int, help="More calls of a kind are answered 429.")
 @click.option(
-    "--thinks", "switch", type=click.Choice(["none", "template", "effort"]), help="Off by what."
+    "--thinks",
+    "switch",
+    type=click.Choice(["none", "template", "effort"]),
+    help="How thinking is switched off.",
 )
 @click.option("--refuse-parameter", "refused", multiple=True, help="Name of a field; repeatable.")
 @click.option("--of", "kind", type=click.Choice(["vision", "embedding"]), default="vision")

@@ -306,8 +306,8 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     start(*WORKER)
     wait_until(lambda: len(failures_of(work, run_id)) == 2, "a worker has taken both")
 
-    late = "the run has ended as FAILURE; a step that comes so late is not processed, its upload "
-    assert failures_of(work, run_id) == [f"{late}goes to another run"] * 2
+    late = "the run has ended as FAILURE; a step that starts so late does nothing, and another run "
+    assert failures_of(work, run_id) == [f"{late}processes its upload"] * 2
     assert model_server.calls == []
     assert states(work, batch_id) == before
     ended = work.instance.get_run_by_id(run_id)

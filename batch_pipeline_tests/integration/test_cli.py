@@ -557,7 +557,7 @@ def test_db_upgrade_makes_the_tables_and_is_safe_to_repeat(console, server):
             api.execute("DROP TRIGGER batch_pipeline_uploads_gone ON uploads")
         repaired = console("db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url)
         assert repaired.out == (
-            "Triggers were missing and are there again: batch_pipeline_uploads_gone.\n"
+            "Missing triggers were created again: batch_pipeline_uploads_gone.\n"
         )
 
 

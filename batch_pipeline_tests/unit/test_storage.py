@@ -65,7 +65,7 @@ def test_a_server_that_cannot_be_reached_at_once_is_an_outage():
 
 
 def test_the_memory_of_one_process_is_no_storage():
-    with pytest.raises(ConfigurationError, match="no other one finds its files"):
+    with pytest.raises(ConfigurationError, match="no other process finds its files"):
         Storage("memory://uploads")
 
 

@@ -196,7 +196,7 @@ def _properties_of_primary(data: bytes) -> dict[bytes, bytes]:
 
 
 def _properties_of_track(data: bytes) -> dict[bytes, bytes]:
-    """Do the same for an animation: a film of one track, perhaps with a second for alpha."""
+    """Return those of an animation: a film of one track, perhaps with a second for alpha."""
     if data[8:12] != _AVIF_SEQUENCE:
         return {}
     films = [data[start:end] for name, start, end in boxes(data) if name == b"moov"]

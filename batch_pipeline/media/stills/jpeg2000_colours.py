@@ -158,7 +158,7 @@ class Jpeg2000Colours:
         return convert(merged) if convert else Image.fromarray(merged)
 
     def _lab(self, colours: list[_Array]) -> Image.Image:
-        """Convert L*, a* and b*; the illuminant is taken for D50."""
+        """Convert L*, a* and b*; the illuminant is assumed to be D50."""
         fields = [
             int.from_bytes(self.parameters[place : place + 4], "big") for place in range(0, 24, 4)
         ]

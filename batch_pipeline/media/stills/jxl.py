@@ -1,7 +1,7 @@
 """JPEG XL, decoded by the package `pillow-jxl-plugin` (extra `jxl`).
 
-Its decoder decodes the whole file when it opens it, so this module reads the size first. It returns
-nothing of a cut file. PyAV cannot help, because its FFmpeg has no decoder for JPEG XL.
+Its decoder decodes the whole file when it opens it, so this module reads the size first. The
+decoder returns nothing of a cut file. PyAV cannot help: its FFmpeg has no decoder for JPEG XL.
 """
 
 from dataclasses import dataclass

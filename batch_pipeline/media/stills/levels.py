@@ -1,8 +1,8 @@
 """Makes 8 bits of deeper grey, so that a picture that uses few of its levels is visible.
 
-Microscopes, X-ray and depth cameras store 10 to 14 bits in 16, and maps store metres. By the range
-of their type such pictures are black, or white if they are floats above 1. Their levels are found
-while they are converted as usual, and then they are converted once more.
+Microscopes, X-ray and depth cameras store 10 to 14 bits in 16, and maps store metres. Shown over
+the range of their type, such pictures are black, or white if they are floats above 1. The usual
+conversion also finds the levels of a picture; if they are few, a second conversion uses them.
 """
 
 from math import ceil, sqrt
@@ -21,7 +21,7 @@ _OVERSHOOT = 0.05
 _OUTLIERS = 1e-5
 #: Part of the pixels that may be darker than black, and as many brighter than white.
 _CLIPPED = 0.001
-#: How many pixels, evenly spread, are looked at.
+#: How many pixels, evenly spread, are examined.
 _MOST_SAMPLES = 1_000_000
 #: Values of whole numbers with a sign and of floats for "nothing was measured here"; floats also
 #: have larger ones.

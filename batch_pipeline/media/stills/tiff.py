@@ -67,10 +67,10 @@ _PHOTOMETRICS = {
 }  # fmt: skip
 _SUBFILE_TYPE, _ORIENTATION, _SUB_DIRECTORIES = 254, 274, 330
 _IS_PREVIEW, _IS_MASK = 1, 4
-#: Storage of pictures after a preview that are no raw data, and not the JPEG beside them.
+#: Storage of pictures after a preview that are neither raw data nor the JPEG beside them.
 _ORDINARY_PHOTOMETRICS = {0, 1, 2, 3, 5, 6, 8, 9, 32844, 32845}
 _ORDINARY_COMPRESSIONS = set(_COMPRESSIONS) - {_OLD_JPEG}
-#: How many pages and SubIFDs are looked at to find a picture after a preview.
+#: How many pages and SubIFDs are examined to find a picture after a preview.
 _MAX_DIRECTORIES = 16
 #: Entries for the least and the largest level, the newer ones first, and GDAL's for no level.
 _LEAST_LEVELS, _MOST_LEVELS, _NO_DATA = (340, 280), (341, 281), 42113

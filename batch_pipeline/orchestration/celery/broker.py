@@ -1,9 +1,9 @@
 """The broker between runs and Celery workers: how both use it, and whether it answers.
 
-A worker acknowledges a message when it begins with it. So a message that has killed a worker is
-never delivered again; our leases recover an upload that is lost this way. With Redis, a worker
-takes a message only if it can begin with it at once, so no message is lost before it is begun. With
-RabbitMQ, a worker fetches one message ahead, which goes to another worker if this one dies.
+A worker acknowledges a message when it begins to process it. So a message that has killed a worker
+is never delivered again; our leases recover an upload that is lost this way. With Redis, a worker
+takes a message only if it can begin at once, so no message is lost before that. With RabbitMQ, a
+worker fetches one message ahead, which goes to another worker if this one dies.
 """
 
 from typing import Any, cast

@@ -146,8 +146,8 @@ class _Steps:
         where = step, queue, priority, known_state
         key, step_context = step.get_mapping_key(), context.for_step(step)
         if key is None:
-            # In the main thread, Dagster would give a signal of this time to the step only, and the
-            # run would go on.
+            # In the main thread, Dagster would pass a signal that arrives now only to the step, and
+            # the run would go on.
             with ThreadPoolExecutor(1) as thread:
                 result = thread.submit(_submit, self._here, context, *where).result()
             return _Here(self, step_context, result)
@@ -211,7 +211,7 @@ class _Steps:
 
 
 class _Step:
-    """A step that dagster-celery has started. It uses this as the result of a task.
+    """A step that dagster-celery has started. It uses this object as the result of a task.
 
     Only `ready` may raise an error. After an error of `get`, dagster-celery would wait for ever for
     the steps that always run, and never start them.

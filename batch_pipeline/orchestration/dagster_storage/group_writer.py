@@ -57,7 +57,7 @@ class GroupWriter(Generic[T]):
         self._waiting: deque[T] = deque()
         self._put_in = 0
         self._written = 0
-        #: A thread waits until this many items are written: up to here they are written at once.
+        #: Number of items for which a thread waits. Up to this number, items are written at once.
         self._wanted = 0
         self._stopping = False
         self._thread: threading.Thread | None = None

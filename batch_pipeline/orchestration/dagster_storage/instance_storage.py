@@ -167,12 +167,12 @@ def _engine(url: str, process_id: int) -> Engine:
 
 @cache
 def _found(url: str) -> set[str]:
-    """Return what was found in a database: tables, columns and migrations, which stay there."""
+    """Return what was found in a database: tables, columns and migrations. These stay."""
     return set()
 
 
 def _is_there(url: str, name: str, look: Callable[[], bool]) -> bool:
-    """Look only until it is there.
+    """Return whether something is in a database; once found, it is not looked for again.
 
     Dagster would look again for every list of runs, and 13 times a second in a stack that has
     nothing to do.
@@ -192,7 +192,7 @@ class _PooledRunStorage(PostgresRunStorage):
         return _is_there(self.postgres_url, "runs.start_time", super().has_run_stats_index_cols)
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
-        """Keep the pool: Dagster would open another one of 21 connections."""
+        """Keep the pool: Dagster would open another pool of 21 connections."""
 
 
 class _PooledScheduleStorage(PostgresScheduleStorage):
@@ -212,7 +212,7 @@ class _PooledScheduleStorage(PostgresScheduleStorage):
         return _is_there(self.postgres_url, f"of schedules: {migration_name}", look)
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
-        """Keep the pool: Dagster would open another one of 21 connections."""
+        """Keep the pool: Dagster would open another pool of 21 connections."""
 
 
 def pool_connections(instance: dg.DagsterInstance) -> None:

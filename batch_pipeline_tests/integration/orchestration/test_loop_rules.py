@@ -188,7 +188,7 @@ def test_l6_a_wrong_total_is_a_warning_and_is_corrected_so_that_the_batch_can_en
     result = runner.run(batch_id)
     seen = observation(result)
     assert (seen["uploads_announced"], seen["uploads_found"]) == (announced, 2)
-    assert any("the total was put right" in line for line in runner.log_of(result, "WARNING"))
+    assert any("the total was corrected" in line for line in runner.log_of(result, "WARNING"))
     assert counts(runner, batch_id) == ("completed", 2, 2, 0)
 
 

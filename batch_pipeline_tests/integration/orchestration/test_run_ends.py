@@ -266,7 +266,7 @@ def test_a_tick_that_finds_no_ended_run_keeps_its_place_and_one_that_does_names_
 
 
 def test_a_run_that_held_nothing_is_said_to_need_no_clean_up():
-    assert str(RunCleanup()) == "nothing to clean up, it held no upload any more"
+    assert str(RunCleanup()) == "nothing to clean up; it held no upload any more"
     assert str(RunCleanup(returned=2)) == "uploads that it held and that are pending again: 2"
 
 
