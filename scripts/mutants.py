@@ -357,7 +357,7 @@ MUTANTS = (
         "executor/threaded.py",
         "if not self._interrupt.is_set():\n                    yield from self._start_steps()",
         "yield from self._start_steps()",
-        f"{OF_ENDINGS}::test_no_step_is_started_once_the_run_is_to_end",
+        f"{OF_ENDINGS}::test_no_step_is_started_once_the_run_should_end",
     ),
 )
 

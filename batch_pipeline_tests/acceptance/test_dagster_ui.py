@@ -294,7 +294,7 @@ def test_the_sensor_says_which_run_it_asked_for_and_why(stack, reported, finishe
     expect_said_by_the_tick(page, timestamp, "View logs", said)
 
 
-def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, run, page):
+def test_the_sensor_of_failed_runs_says_what_it_cleaned_up(stack, reported, run, page):
     name = "release_uploads_of_failed_runs"
     said = f"run {run['runId']} of batch"
     timestamp = wait_for_tick(stack, "sensor", name, said)

@@ -176,7 +176,7 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     assert work.column(batch_id, "owner_run_id") == [None] * 2
 
 
-def test_terminate_is_heard_while_the_run_executes_a_step_in_its_own_process(
+def test_terminate_takes_effect_while_the_run_executes_a_step_in_its_own_process(
     work, broker, monkeypatch
 ):
     work = work()

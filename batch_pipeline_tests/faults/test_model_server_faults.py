@@ -130,7 +130,7 @@ def test_row_23_a_run_that_finds_the_server_down_at_its_start_takes_nothing_and_
     ],
     indirect=["dialect"],
 )
-def test_row_23_a_server_that_fails_every_call_burns_no_upload_in_many_rounds(
+def test_row_23_a_server_that_fails_every_call_fails_no_upload_in_many_rounds(
     work, model_server, fault, monkeypatch
 ):
     monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
@@ -273,7 +273,7 @@ def test_row_26_with_four_calls_in_ten_crashing_every_upload_ends_and_the_cap_ho
     assert work.counts(batch_id)[0] == "completed"
 
 
-def test_row_26_a_busy_server_is_asked_again_at_moments_spread_by_chance(work, model_server):
+def test_row_26_a_busy_server_is_called_again_after_random_delays(work, model_server):
     work = work(max_concurrent_uploads=4)
     batch_id = work.submit(*PICTURES[:4])
     model_server.play("vision", [Fault.BUSY_503] * 4)

@@ -680,7 +680,7 @@ def test_an_unreachable_database_and_a_wrong_setting_have_different_errors(conso
     assert "BATCH_PIPELINE_MAX_ATTEMPTS='none'" in wrong.err
 
 
-def test_a_storage_that_is_not_mounted_is_to_be_mounted(console, tmp_path):
+def test_the_error_for_a_storage_that_is_not_mounted_says_to_mount_it(console, tmp_path):
     assert console("submit", MEDIA / "fog.webp").code == 0
     answer = console(
         "submit", MEDIA / "sea.jpg", BATCH_PIPELINE_STORAGE_URL=str(tmp_path / "mount")
@@ -761,7 +761,7 @@ def test_a_demo_of_a_folder_without_pictures_is_refused_before_anything_starts(c
         ["export", USER, "loop"],
     ],
 )
-def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
+def test_the_error_for_a_path_that_cannot_be_written_is_one_short_line(
     console, database, tmp_path, command
 ):
     add_batch(database, 1)

@@ -238,7 +238,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
                     "delete upload ID --yes", "reprocess --stage embedding --upload ID"]),
     ],
 )  # fmt: skip
-def test_every_command_says_the_same_of_an_id_that_names_nothing(
+def test_every_command_gives_the_same_error_for_an_unknown_id(
     console, dagster_url, database, named, commands
 ):
     twins = [uuid.UUID(f"abcd{n}{'0' * 27}") for n in (1, 2)]
@@ -263,7 +263,7 @@ def test_every_command_says_the_same_of_an_id_that_names_nothing(
         assert (answer.code, line.startswith(said)) == (2, True), (command, line)
 
 
-def test_a_batch_that_is_gone_does_not_keep_retry_from_the_others(console, database, pipeline):
+def test_a_deleted_batch_does_not_stop_the_retry_of_the_others(console, database, pipeline):
     gone, stays = (ended(database, [failed("model_timeout")] * 2) for _ in range(2))
     with database.transaction() as connection:
         # As in tables of an API that has no foreign key.

@@ -96,13 +96,13 @@ def test_a_password_is_in_no_health_line_no_error_and_no_log(
     assert any(said)
 
 
-def test_the_marks_of_a_url_stay_readable():
+def test_only_the_secrets_of_a_url_are_masked():
     url = "cannot open s3://bucket/x?key=abcd1234&region=eu and sftp://me:pw@host:22/x"
     assert masked(url) == "cannot open s3://bucket/x?key=***&region=eu and sftp://me:***@host:22/x"
     assert masked("http://host/a:b@c and 10:30") == "http://host/a:b@c and 10:30"
 
 
-def test_a_password_that_a_library_says_alone_is_masked_too(change, caplog):
+def test_a_password_that_a_library_quotes_without_its_url_is_masked_too(change, caplog):
     change(storage_url=URLS["storage_url"], openai_api_key=SecretStr("sk-verysecret"))
     error = OSError(f"login as user with {PASSWORD!r} failed, sk-verysecret")
     named = storage_error(error)

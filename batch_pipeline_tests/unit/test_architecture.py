@@ -102,7 +102,7 @@ def imports(is_wrong):
     return {module: wrong for module, wrong in by_module.items() if wrong}
 
 
-def test_layers_point_one_way():
+def test_layers_import_each_other_in_one_direction():
     def is_wrong(room, name):
         ours = name.removeprefix(f"{PACKAGE}.")
         return ours != name and not {ours, ours.split(".")[0]} & MAY_IMPORT[room]

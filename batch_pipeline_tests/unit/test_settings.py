@@ -226,7 +226,7 @@ def test_a_home_of_another_user_is_passed_over(tmp_path, monkeypatch):
     assert load_settings().home != folder
 
 
-def test_below_the_folder_of_the_home_its_settings_count_too(tmp_path, monkeypatch):
+def test_the_settings_of_the_home_also_count_in_folders_below_it(tmp_path, monkeypatch):
     below = tmp_path / "photos"
     (tmp_path / ".batch_pipeline").mkdir()
     below.mkdir()

@@ -45,7 +45,7 @@ def secret(request, storage, tmp_path):
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_a_path_that_leads_out_is_a_missing_file(storage, path):
+def test_a_path_out_of_the_storage_is_a_missing_file(storage, path):
     with pytest.raises(PermanentError) as refused:
         storage.open(path)
     assert refused.value.kind == "source_missing"
@@ -64,19 +64,19 @@ def test_a_server_that_cannot_be_reached_at_once_is_an_outage():
     assert down.value.kind == "storage_down"
 
 
-def test_the_memory_of_one_process_is_no_storage():
+def test_the_memory_of_one_process_is_refused_as_a_storage():
     with pytest.raises(ConfigurationError, match="no other process finds its files"):
         Storage("memory://uploads")
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_nothing_is_written_outside(storage, secret, path):
+def test_nothing_is_written_outside_the_storage(storage, secret, path):
     with pytest.raises((PermanentError, ServiceDownError)):
         storage.write(path, b"overwritten")
     assert secret() == b"secret"
 
 
-def test_a_symbolic_link_is_not_followed_out(local, tmp_path):
+def test_a_symbolic_link_out_of_the_storage_is_not_followed(local, tmp_path):
     (tmp_path / "storage" / "thumb.jpg").symlink_to(tmp_path / "secret")
     for path in ("thumb.jpg", "link/secret"):
         with pytest.raises(PermanentError):

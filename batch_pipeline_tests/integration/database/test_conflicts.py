@@ -194,7 +194,7 @@ def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_not_an_error(
 
 
 @pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout"])
-def test_a_limit_of_time_that_ends_a_statement_is_an_outage_and_costs_no_result(
+def test_a_time_limit_that_ends_a_statement_is_an_outage_and_costs_no_result(
     database_url, change, open_pipeline, limit
 ):
     """Such limits apply behind PgBouncer, and if the URL names them."""

@@ -72,9 +72,7 @@ def test_many_threads_process_a_batch_over_few_server_connections(pooled, databa
     assert pooled.backlog.overdue() == dict.fromkeys(pooled.backlog.overdue(), 0)
 
 
-def test_moments_are_those_of_the_session_whichever_connection_answers(
-    pooled, database_url, server_url
-):
+def test_every_server_connection_has_our_time_zone_and_date_style(pooled, database_url, server_url):
     name = make_url(database_url).database
     with psycopg.connect(server_url, autocommit=True) as owner:
         owner.execute(f"ALTER DATABASE {name} SET TimeZone = 'Asia/Tokyo'")
@@ -138,7 +136,7 @@ def test_options_in_the_url_are_refused_by_name(pooled_url, change):
         open_database(change(database_url=f"{pooled_url}?options=-csearch_path%3Dpublic"))
 
 
-def test_doctor_names_limits_of_time_that_we_cannot_lift(
+def test_doctor_names_time_limits_that_we_cannot_remove(
     mode, database, database_url, change, tmp_path
 ):
     with database.transaction() as connection:
@@ -160,7 +158,7 @@ def test_a_backup_and_a_restore_need_the_server_itself(pooled, tmp_path, change,
         restore(pooled.settings, file, replace=True)
 
 
-def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled, pooled_url):
+def test_no_setting_of_ours_stays_in_connections_that_other_clients_get(mode, pooled, pooled_url):
     """In transaction mode, a lock or a LISTEN of a session would belong to another client."""
     pooled.database.upgrade()
     with psycopg.connect(pooled_url, autocommit=True) as other:

@@ -146,7 +146,7 @@ def an_open_batch(pipeline: Pipeline) -> uuid.UUID:
         )
 
 
-def test_processing_a_batch_reads_no_table_from_start_to_end(full_pipeline, plans):
+def test_processing_a_batch_scans_no_whole_table(full_pipeline, plans):
     states = full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()
@@ -179,7 +179,7 @@ def test_processing_a_batch_reads_no_table_from_start_to_end(full_pipeline, plan
     assert_no_sequential_scan(plans)
 
 
-def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, plans):
+def test_the_sensor_and_the_sweep_scan_no_whole_table(full_pipeline, plans):
     database = full_pipeline.database
     for slice_ in unnumbered_slices(database, 250, at_most=4):
         open_slice(database, slice_, 250)
@@ -206,7 +206,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     assert_no_sequential_scan(plans)
 
 
-def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
+def test_the_commands_scan_no_whole_table(full_pipeline, plans):
     database = full_pipeline.database
     full_pipeline.ownership.take_over()  # the rows name files that do not exist
     submit(
@@ -318,7 +318,7 @@ def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
     assert_no_sequential_scan(plans, of="uploads")
 
 
-def test_the_metrics_do_not_read_a_table_through(full_pipeline, plans):
+def test_the_metrics_scan_no_whole_table(full_pipeline, plans):
     samples = read_metrics(full_pipeline.database, full_pipeline.settings)
     assert samples
     assert_no_sequential_scan(plans)

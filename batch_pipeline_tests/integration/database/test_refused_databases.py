@@ -263,7 +263,7 @@ def test_a_check_may_contain_colons_and_percent_signs(server):
 
 
 @pytest.mark.parametrize("type_", ["vector(768)", "vector", "vector(3000)"])
-def test_a_vector_column_of_any_width_is_taken(server, type_):
+def test_a_vector_column_of_any_width_is_accepted(server, type_):
     tables = ApiTables("x", types={"uploads.embedding_local": type_})
     with api_database(server, tables) as (url, _):
         upgrade(url)
@@ -366,7 +366,7 @@ def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, 
 
 
 @pytest.mark.parametrize(("locale", "warned"), [("C", True), ("C.UTF-8", False)])
-def test_a_locale_that_knows_only_ascii_letters_is_warned_of(
+def test_a_locale_that_knows_only_ascii_letters_causes_a_warning(
     server_url, change, caplog, locale, warned
 ):
     with database_with(server_url, f"ENCODING 'UTF8' LOCALE '{locale}'") as url:
@@ -505,7 +505,9 @@ def test_a_restrictive_policy_that_refuses_changes_is_named(server, change, role
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
-def test_an_extension_out_of_sight_is_named_with_the_search_path(server, role, everywhere):
+def test_the_error_for_an_extension_outside_the_search_path_shows_that_path(
+    server, role, everywhere
+):
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,
@@ -531,7 +533,7 @@ def follow(refused: str, owner) -> None:
         owner.execute(statement.encode())
 
 
-def test_a_path_that_the_url_names_is_to_be_changed_there(server):
+def test_the_error_for_a_search_path_in_the_url_says_to_change_it_there(server):
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,
@@ -572,7 +574,9 @@ def test_a_server_that_is_too_old_is_named(server, monkeypatch):
         assert re.search(r"PostgreSQL \d+ is too old; 99 or newer is needed", refusal(url))
 
 
-def test_dates_and_zones_of_the_database_change_nothing(settings, database_url, open_pipeline):
+def test_date_styles_and_time_zones_of_the_database_do_not_change_times(
+    settings, database_url, open_pipeline
+):
     with psycopg.connect(database_url, autocommit=True) as owner:
         name = make_url(database_url).database
         for setting in ("DateStyle = German", "TimeZone = Japan", "IntervalStyle = iso_8601"):

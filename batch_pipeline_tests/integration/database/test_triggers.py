@@ -162,7 +162,7 @@ def test_vectors_of_deleted_uploads_go_even_if_the_upgrade_is_interrupted_at_any
 OF_OUTAGES = {"batch_pipeline_tell_outage", "batch_pipeline_tell_end"}
 
 
-def test_functions_that_a_restore_made_public_are_not_after_the_upgrade(pipeline, api):
+def test_the_upgrade_makes_functions_private_that_a_restore_made_public(pipeline, api):
     """`services/backup.py` restores without privileges, and then upgrades."""
     api.execute("GRANT EXECUTE ON FUNCTION batch_pipeline_tell_batch TO PUBLIC")
     pipeline.database.upgrade()

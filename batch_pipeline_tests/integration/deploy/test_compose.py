@@ -39,7 +39,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 @pytest.mark.parametrize("file", [COMPOSE, FIRST_HOST, SECOND_HOST], ids=lambda file: file.name)
-def test_the_file_is_of_the_current_schema(file):
+def test_the_compose_file_follows_the_current_schema(file):
     checked = subprocess.run(
         [
             *(sys.executable, "-m", "check_jsonschema"),
@@ -52,7 +52,7 @@ def test_the_file_is_of_the_current_schema(file):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_compose_reads_it_with_the_example_of_settings_as_they_come(services):
+def test_compose_reads_the_file_with_the_example_settings_unchanged(services):
     ours = {"migrate", "code-location", "webserver", "daemon", "metrics"}
     assert set(services) == ours | {"postgres", "redis"}
     # Every service that answers requests has a health check.

@@ -114,7 +114,7 @@ def test_a_higher_priority_starts_first() -> None:
     assert order == ["p3", "p2", "p1"]
 
 
-def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
+def test_the_state_machine_is_asked_for_many_steps_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each round looks at all steps, so one round per step would take quadratic time."""

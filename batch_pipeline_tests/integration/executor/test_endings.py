@@ -70,7 +70,7 @@ def test_an_interrupt_raised_by_a_step_reaches_the_others_and_ends_the_run(
     assert outcome.status == dg.DagsterRunStatus.FAILURE
 
 
-def test_no_step_is_started_once_the_run_is_to_end() -> None:
+def test_no_step_is_started_once_the_run_should_end() -> None:
     begun: list[str] = []
 
     def step(name: str, priority: int) -> dg.OpDefinition:
@@ -163,7 +163,7 @@ def test_no_thread_is_left_when_a_run_has_ended() -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_collector_that_dagster_would_wait_for_for_ever_is_named() -> None:
+def test_a_collecting_step_whose_inputs_never_come_is_named() -> None:
     """If a run waited only for outputs, the output of a skipped step would never come."""
     executor = threaded_executor.configured(
         {"step_dependency_config": {"require_upstream_step_success": False}}

@@ -74,7 +74,7 @@ def test_async_steps_run_at_the_same_time() -> None:
     assert run_job(two_steps(waits)).status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_filters_of_warnings_are_as_before_when_steps_overlap() -> None:
+def test_filters_of_warnings_are_restored_after_steps_overlap() -> None:
     first_entered, second_entered, first_left = (threading.Event() for _ in range(3))
 
     @dg.op

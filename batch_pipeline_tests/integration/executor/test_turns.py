@@ -146,7 +146,7 @@ def test_a_wait_inside_of_a_wait_takes_one_turn_and_releases_it(
     assert not all_there.broken, "a turn was lost"
 
 
-def test_nothing_is_limited_unless_asked_for_and_outside_the_executor(
+def test_steps_are_not_limited_by_default_or_outside_the_executor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 2 * DEADLINE)

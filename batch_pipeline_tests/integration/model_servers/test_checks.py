@@ -195,7 +195,7 @@ def test_a_key_that_is_refused_names_the_setting(
     assert all("wrong" not in check.detail for check in checks)
 
 
-def test_the_look_before_a_run_asks_no_model_for_a_description(
+def test_the_check_before_a_run_asks_no_model_for_a_description(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:
     analyzer = build()

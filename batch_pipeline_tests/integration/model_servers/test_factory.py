@@ -56,7 +56,7 @@ def test_vision_and_embeddings_may_come_from_different_kinds_of_servers() -> Non
         assert [call.dialect for call in embedding.calls] == ["ollama"]
 
 
-def test_a_model_server_may_see_while_the_embedded_one_embeds() -> None:
+def test_a_model_server_may_describe_while_the_embedded_model_embeds() -> None:
     analyzer = built(analyzer="ollama", embedder="embedded")
 
     assert not isinstance(analyzer.vision, EmbeddedVision)

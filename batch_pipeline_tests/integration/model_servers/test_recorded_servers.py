@@ -220,7 +220,7 @@ def test_vllm_that_forbids_a_parameter_is_asked_without_it(replay: Any) -> None:
     assert ["response_format" in body for body in asked] == [True, False]
 
 
-def test_vllm_with_a_model_of_text_is_a_finding_of_the_model(replay: Any) -> None:
+def test_a_text_model_on_vllm_stops_the_work_and_not_only_one_upload(replay: Any) -> None:
     # studio-dots-ai/dots.ocr issue 61; vllm-project/vllm issue 19144 has the same words.
     refusal = {
         "object": "error",

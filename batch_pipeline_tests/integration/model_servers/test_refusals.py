@@ -49,7 +49,7 @@ def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> Non
         ((500, "the runner crashed"), (TransientError, "model_server_error"), 2),
     ],
 )
-def test_a_picture_that_alone_is_refused_is_itself_the_reason(
+def test_a_picture_that_is_the_only_one_refused_is_the_cause(
     build: BuildAnalyzer,
     server: ScriptedModelServer,
     refusal: tuple[int, str],

@@ -227,7 +227,7 @@ def test_a_real_call_shows_whether_answers_have_fields(
     assert f"calls a red square red, {how} (" in seeing.detail
 
 
-def test_a_person_may_leave_the_schema_out(
+def test_an_option_can_remove_the_schema(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:
     server.structured = True

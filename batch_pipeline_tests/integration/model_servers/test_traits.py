@@ -27,7 +27,7 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
 
 
 @pytest.mark.parametrize("switch", ["template", "effort"])
-def test_a_model_that_thinks_is_kept_from_it_and_no_upload_pays(
+def test_thinking_is_switched_off_and_costs_no_upload_an_attempt(
     build: BuildAnalyzer, server: ScriptedModelServer, switch: Any
 ) -> None:
     server.thinking = Thinking(switch)
@@ -43,7 +43,7 @@ def test_a_model_that_thinks_is_kept_from_it_and_no_upload_pays(
 
 @only_openai
 @pytest.mark.parametrize("shown", ["reasoning_content", "reasoning", "inline", "hidden"])
-def test_a_thought_is_known_wherever_a_server_shows_it(
+def test_a_thought_is_recognised_wherever_a_server_shows_it(
     build: BuildAnalyzer, server: ScriptedModelServer, shown: Any
 ) -> None:
     server.thinking = Thinking("template", shown=shown)
@@ -54,7 +54,7 @@ def test_a_thought_is_known_wherever_a_server_shows_it(
     assert server.calls[-1].body["chat_template_kwargs"]["enable_thinking"] is False
 
 
-def test_a_model_that_nothing_keeps_from_thinking_gets_more_tokens_once(
+def test_a_model_whose_thinking_cannot_be_switched_off_gets_more_tokens_once(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.thinking = Thinking("none", tokens=3000)
@@ -66,7 +66,7 @@ def test_a_model_that_nothing_keeps_from_thinking_gets_more_tokens_once(
     assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512
 
 
-def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_setting(
+def test_the_error_for_a_model_that_only_thinks_names_the_model_and_the_setting(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.thinking = Thinking("none", tokens=10_000)
@@ -78,7 +78,7 @@ def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_set
     assert "used up all 4096 tokens" in str(raised.value)
 
 
-def test_one_endless_thought_among_answers_is_about_its_picture(
+def test_one_endless_thought_among_answers_fails_only_its_picture(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.thinking = Thinking("none", tokens=3000)
@@ -182,7 +182,7 @@ def test_one_picture_beyond_the_context_does_not_stop_work_with_the_limit_of_a_p
 
 
 @only_openai
-def test_a_strict_service_whose_model_thinks_is_found_a_way_with(
+def test_a_thinking_model_of_a_strict_service_can_be_used(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.refused_parameters = {"max_tokens", "chat_template_kwargs", "think", "temperature"}
@@ -209,7 +209,7 @@ def test_a_refused_option_of_a_person_stops_the_work_and_names_the_setting(
 
 
 @only_ollama
-def test_options_go_where_ollama_takes_them(
+def test_options_are_sent_where_ollama_expects_them(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     analyzer = build(
@@ -226,7 +226,7 @@ def test_options_go_where_ollama_takes_them(
 
 
 @only_openai
-def test_options_are_fields_of_the_body_and_null_leaves_one_out(
+def test_options_are_fields_of_the_body_and_null_removes_one(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     analyzer = build(

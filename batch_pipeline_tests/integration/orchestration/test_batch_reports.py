@@ -304,7 +304,7 @@ def test_a_tick_that_takes_long_leaves_reports_to_the_next(reporter, pipeline, m
     assert [batch for tick in ticks for batch in tick] == list(map(str, [*good, bad]))
 
 
-def test_the_first_look_leaves_old_batches_alone(reporter, pipeline):
+def test_the_first_tick_does_not_report_old_batches(reporter, pipeline):
     ended_batch(pipeline, completed_at=func.now() - timedelta(days=2))
     recent = ended_batch(pipeline, completed_at=func.now() - timedelta(hours=2))
     assert reporter.reported() == [str(recent)]
@@ -441,9 +441,7 @@ def test_while_the_storage_is_down_reports_wait_and_none_is_lost(reporter, pipel
     assert "contact_sheet" in report.metadata
 
 
-def test_batches_that_cannot_be_reported_keep_no_other_waiting_and_are_said_to_have_no_report(
-    reporter, pipeline
-):
+def test_batches_that_cannot_be_reported_delay_no_other_and_get_an_observation(reporter, pipeline):
     make_unreadable(pipeline.database, "damaged")
     bad = [
         ended_batch(pipeline, [ENDED | {"filename": "damaged"}]) for _ in range(REPORTS_PER_TICK)

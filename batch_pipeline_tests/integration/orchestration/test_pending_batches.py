@@ -162,14 +162,14 @@ def test_turns_recorded_by_a_clock_that_was_ahead_delay_no_user(daemon_of):
     assert newer not in Turns.parse(daemon.cursor).batches
 
 
-def test_a_thousand_files_do_not_keep_three_waiting(daemon_of):
+def test_a_batch_of_a_thousand_files_does_not_delay_one_of_three(daemon_of):
     daemon = daemon_of(uploads_per_run=10, max_runs_in_flight=4)
     large = add_batch(daemon.pipeline.database, 1000, status="processing")
     small = add_batch(daemon.pipeline.database, 3)
     assert batches_of(daemon.tick()) == [str(large), str(small), str(large), str(large)]
 
 
-def test_a_slice_is_never_asked_for_twice(daemon_of):
+def test_a_run_is_never_requested_twice_for_a_slice(daemon_of):
     daemon = daemon_of()
     batch_id = add_batch(daemon.pipeline.database, 3)
     assert len(daemon.tick().run_requests) == 1

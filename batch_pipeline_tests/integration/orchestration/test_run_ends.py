@@ -167,7 +167,7 @@ def test_a_run_whose_worker_does_not_start_is_left_to_the_monitoring_of_dagster(
 
 
 @pytest.mark.parametrize("name", ["sweep_backlog", "pause", "resume"])
-def test_a_run_of_another_job_of_ours_that_died_is_dead_as_soon_as_any_other(
+def test_a_dead_run_of_another_of_our_jobs_is_found_as_soon_as_any_other(
     pipeline, instance, definitions, monkeypatch, name
 ):
     job = definitions.resolve_job_def(name)
@@ -265,7 +265,7 @@ def test_a_tick_that_finds_no_ended_run_keeps_its_place_and_one_that_does_names_
     assert tick(busy.cursor).dagster_run_reactions == []
 
 
-def test_a_run_that_held_nothing_is_said_to_need_no_clean_up():
+def test_the_message_for_a_run_that_held_nothing_says_that_it_needs_no_clean_up():
     assert str(RunCleanup()) == "nothing to clean up; it held no upload any more"
     assert str(RunCleanup(returned=2)) == "uploads that it held and that are pending again: 2"
 
@@ -807,7 +807,7 @@ def test_a_run_that_died_differs_from_a_run_that_a_person_ended(  # noqa: PLR091
     assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == outcome
 
 
-def test_a_run_that_repeats_a_failed_one_does_not_say_how_that_one_ended(runner):
+def test_a_re_executed_run_does_not_keep_the_outcome_of_the_failed_run(runner):
     """Dagster copies all tags of a run to the run that re-executes it."""
     batch_id = runner.submit("fog.webp")
     run = runner.run(batch_id, tags={OUTCOME_TAG: "died"}).dagster_run
@@ -910,7 +910,7 @@ def test_a_sweep_leaves_out_a_batch_that_it_cannot_change_and_names_it(  # noqa:
     assert len(left_out) == 1
 
 
-def test_a_batch_that_refuses_its_recount_is_remembered_and_keeps_no_other_from_it(
+def test_a_batch_that_refuses_its_recount_is_remembered_and_does_not_stop_that_of_others(
     pipeline, instance
 ):
     done = [{"processing_status": "completed"}] * 2
@@ -944,7 +944,7 @@ def test_a_batch_that_refuses_its_recount_is_remembered_and_keeps_no_other_from_
     assert batch_row(pipeline.database, first).total_uploads == 0
 
 
-def test_a_part_of_a_sweep_that_fails_keeps_no_other_from_being_done(pipeline, instance):
+def test_a_failed_part_of_a_sweep_does_not_stop_the_others(pipeline, instance):
     drifted = add_batch(pipeline.database, 1, status="processing", total_uploads=7)
     with pipeline.database.transaction() as connection:
         connection.execute(text("ALTER TABLE uploads RENAME COLUMN retry_at TO retry_then"))

@@ -118,7 +118,7 @@ def test_a_worker_whose_fork_server_is_killed_lives_and_the_next_run_gets_anothe
     assert found["from_another_fork_server"] == 4
 
 
-def test_one_setting_has_workers_spawned_as_dagster_does(tmp_path):
+def test_a_setting_makes_workers_be_spawned_as_dagster_does(tmp_path):
     assert probe(tmp_path, BATCH_PIPELINE_WARM_RUN_WORKERS="false") == {
         "way": "spawn",
         "outlives_errors": True,

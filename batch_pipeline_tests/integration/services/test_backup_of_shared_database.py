@@ -133,7 +133,7 @@ def test_tables_of_other_programs_are_replaced_only_if_that_is_asked_for(
         ("CREATE VIEW newest AS SELECT * FROM uploads", "view newest"),
     ],
 )
-def test_what_needs_our_tables_and_is_not_in_the_backup_is_named_before_anything_is_changed(
+def test_objects_that_need_our_tables_and_are_not_in_the_backup_are_named_before_any_change(
     database_url, at, tmp_path, statements, named
 ):
     file = tmp_path / "monday.tar"

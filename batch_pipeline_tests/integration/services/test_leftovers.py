@@ -481,7 +481,7 @@ def test_two_first_submissions_at_once_make_their_database_the_owner(deploy, mon
     assert pipeline.ownership.is_owner()
 
 
-def test_the_small_file_of_a_check_does_not_make_a_storage_somebody_elses(deploy):
+def test_the_small_file_of_a_check_does_not_make_the_storage_foreign(deploy):
     pipeline = deploy()
     pipeline.storage.write(".probe-of-doctor", b"probe")
     assert pipeline.ownership.claim()

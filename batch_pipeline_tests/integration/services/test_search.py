@@ -231,7 +231,7 @@ def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
     ("vectors", "candidates"),
     [(-1, 300), (0, 300), (100_000, 300), (200_000, 600), (333_333, 1000), (5_000_000, 1000)],
 )
-def test_among_more_vectors_the_index_looks_at_more_candidates(filled, vectors, candidates):
+def test_among_more_vectors_the_index_examines_more_candidates(filled, vectors, candidates):
     used = set()
 
     def look(connection, _cursor, statement, *_):
@@ -357,7 +357,7 @@ def test_a_user_is_answered_by_the_space_of_the_user(filled):
     assert asked == ["new", "new", "old"]
 
 
-def test_an_empty_pipeline_finds_nothing_and_does_not_complain(pipeline):
+def test_a_search_of_an_empty_pipeline_finds_nothing_and_raises_no_error(pipeline):
     add_batch(pipeline.database, 1)
 
     assert not search(pipeline.database, Questions(), "anything")

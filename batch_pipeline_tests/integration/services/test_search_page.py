@@ -103,7 +103,7 @@ def test_only_originals_that_a_browser_can_open_are_linked(storage, original, li
     assert re.findall('href="([^"]+)"', page) == ([linked] if linked else [])
 
 
-def test_weak_results_say_so_and_nothing_but_guesses_is_announced(storage):
+def test_weak_results_are_marked_and_a_page_with_only_weak_ones_says_so(storage):
     some = text_of(search_page(storage, "x", [result(), result(weak=True)]))
     none = text_of(search_page(storage, "x", [result(weak=True)]))
 

@@ -329,7 +329,7 @@ def test_an_animation_gives_its_first_frame_and_how_many_it_has(image_format):
     assert_colour(shown(content), (20, 20), (255, 0, 0), 12)
 
 
-def test_a_gif_of_thousands_of_frames_costs_one():
+def test_of_a_gif_of_thousands_of_frames_only_one_is_decoded():
     data = make_animation("gif", frames=2000, size=(32, 24))
     last_frame = data.rindex(b"\x21\xf9\x04")
     # Given that every frame but the first is broken, so that a decoder which reads on fails.

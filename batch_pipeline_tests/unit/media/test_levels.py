@@ -272,7 +272,7 @@ def test_a_small_bright_spot_keeps_a_dark_picture_dark():
     assert warnings == ()
 
 
-def test_a_few_signals_on_nothing_are_visible():
+def test_a_few_bright_pixels_on_black_are_visible():
     values = np.zeros(SCENE.shape, np.uint16)
     values[50:54, 50:54] = 3000
 

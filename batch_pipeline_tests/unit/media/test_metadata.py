@@ -98,7 +98,7 @@ def test_a_text_that_is_not_a_date_gives_none(text):
         "VID_20210506_070809_1.mp4",
     ],
 )
-def test_names_of_phones_and_messengers_say_the_moment(name):
+def test_date_and_time_in_file_names_of_phones_and_messengers_are_read(name):
     assert date_in_name(name) == MOMENT
 
 
@@ -122,7 +122,7 @@ def test_names_of_phones_and_messengers_say_the_moment(name):
         ("", None),
     ],
 )
-def test_a_name_says_a_day_or_nothing(name, expected):
+def test_the_date_in_a_file_name_is_read_and_other_names_give_none(name, expected):
     assert date_in_name(name) == expected
 
 
@@ -155,7 +155,7 @@ def test_a_sidecar_counts_before_the_name_and_after_the_file():
         b"><exif:DateTimeOriginal>2021-05-06T07:08:09</exif:DateTimeOriginal><x",
     ],
 )
-def test_a_sidecar_says_the_moment_of_the_shot(entries):
+def test_a_sidecar_gives_the_time_of_the_shot(entries):
     packet = b"<x:xmpmeta><rdf:RDF><rdf:Description %s/></rdf:RDF></x:xmpmeta>" % entries
     assert date_in_sidecar(packet) == MOMENT
 
@@ -195,7 +195,7 @@ def resources(block: bytes) -> bytes:
         ({"day": "20210540"}, None, None),
     ],
 )
-def test_iptc_says_a_date(sets, expected, source):
+def test_a_date_in_iptc_is_read(sets, expected, source):
     found = read_metadata([], None, iptc(**sets))
     assert (found.captured_at, found.date_source) == (expected, source)
 
@@ -215,7 +215,7 @@ def test_a_cut_block_of_resources_raises_nothing(cut):
     read_metadata([], None, iptc_of_photoshop(block))
 
 
-def test_a_jpeg_holds_iptc_in_one_segment_or_more():
+def test_iptc_in_one_or_more_segments_of_a_jpeg_is_read():
     block = resources(iptc(title="x" * 50, day="20210506", time="070809"))
     jpeg = make_image("jpeg")
     for parts in ([block], [block[:30], block[30:]]):
@@ -260,7 +260,7 @@ def test_a_jpeg_that_was_packed_into_a_jpeg_xl_keeps_its_metadata():
 
 
 @pytest.mark.parametrize("tag", [0x83BB, 0x8649])
-def test_a_tiff_holds_iptc(tag):
+def test_iptc_in_a_tiff_is_read(tag):
     block = iptc(day="20210506", time="070809")
     entries = TiffImagePlugin.ImageFileDirectory_v2()
     entries.tagtype[tag] = 7
@@ -590,7 +590,7 @@ COPIED = png_chunk(b"tEXt", b"date:create\x002020-01-01T00:00:00+00:00")
         "2021-05-06T07:08:09Z",
     ],
 )
-def test_a_png_says_when_it_was_made_in_any_spelling(text):
+def test_the_creation_time_of_a_png_is_read_in_any_spelling(text):
     facts = png_with(png_chunk(b"tEXt", b"Creation Time\0" + text.encode()))
 
     assert facts.captured_at == datetime(2021, 5, 6, 7, 8, 9)

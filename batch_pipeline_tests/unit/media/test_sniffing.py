@@ -45,7 +45,7 @@ VIDEO_TYPES: dict[VideoFormat, MediaType] = {
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_every_accepted_image_is_known_by_its_head(image_format):
+def test_every_accepted_image_is_recognised_by_its_head(image_format):
     media_type = sniff(make_image(image_format)[:HEAD_BYTES])
 
     assert media_type is not None
@@ -54,14 +54,14 @@ def test_every_accepted_image_is_known_by_its_head(image_format):
 
 
 @pytest.mark.parametrize("video_format", VIDEO_FORMATS)
-def test_every_accepted_video_is_known_by_its_head(video_format):
+def test_every_accepted_video_is_recognised_by_its_head(video_format):
     media_type = sniff(make_video(video_format)[:HEAD_BYTES])
 
     assert media_type is VIDEO_TYPES[video_format]
     assert media_type.file_type == "video"
 
 
-def test_types_differ_in_what_they_are_stored_as():
+def test_no_two_types_are_stored_with_the_same_mime_type_and_extension():
     stored = {(t.mime_type, t.extension) for t in sniffing.ACCEPTED_TYPES}
 
     assert len(stored) == len(sniffing.ACCEPTED_TYPES)
@@ -270,7 +270,7 @@ def test_a_directory_after_a_preview_is_found(data, start, place, expected, late
 
 
 @pytest.mark.parametrize("position", [2**31, 2**64 - 1])
-def test_a_directory_after_the_end_of_the_file_is_none(position):
+def test_a_directory_after_the_end_of_the_file_is_ignored(position):
     head = b"II+\0\x08\0\0\0" + struct.pack("<Q", position)
 
     assert sniff(read_head(io.BytesIO(head))) is sniffing.TIFF
@@ -376,7 +376,7 @@ def ebml(*elements: bytes) -> bytes:
         (b"\x01" + b"\xff" * 7, False),
     ],
 )
-def test_how_long_a_webm_is_may_be_written_in_many_ways(size, is_cut):
+def test_the_length_of_a_webm_may_be_written_in_many_ways(size, is_cut):
     data = ebml(b"\x18\x53\x80\x67" + size + bytes(4))
 
     assert sniff(data) is sniffing.WEBM

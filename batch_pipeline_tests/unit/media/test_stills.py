@@ -96,7 +96,7 @@ NEW_FORMATS = {
 
 
 @pytest.mark.parametrize(("image_format", "make"), NEW_FORMATS.values(), ids=NEW_FORMATS)
-def test_formats_come_out_as_they_went_in(image_format, make):
+def test_every_format_decodes_to_the_picture_that_was_encoded(image_format, make):
     content = decode(make())
 
     assert content.facts.format == image_format
@@ -529,7 +529,7 @@ def test_exif_of_more_than_64_kilobytes_is_read(image_format):
     assert (facts.captured_at, facts.camera) == (moment, "Example One")
 
 
-def test_many_exif_segments_of_nothing_cost_nothing():
+def test_many_empty_exif_segments_cost_nothing():
     assert decode(make_jpeg_with_large_exif()).facts.width == 16
 
 
@@ -781,7 +781,7 @@ def test_a_date_in_the_name_of_a_file_is_used_and_marked():
     assert facts.date_source == "file name"
 
 
-def test_formats_are_named_once():
+def test_no_format_is_named_twice():
     assert len(FORMATS) == len(set(FORMATS))
 
 

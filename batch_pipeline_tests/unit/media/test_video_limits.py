@@ -128,7 +128,7 @@ def test_the_largest_films_are_decoded_within_the_stated_memory(side, frames, tm
     assert added <= DEFAULT_DECODE_BYTES >> 20
 
 
-def test_frames_of_16k_are_refused_with_what_they_would_take():
+def test_frames_of_16k_are_refused_with_the_memory_that_they_need():
     data = make_video("mkv", 0.04, (300, 260), encoder="ffv1")
     for element, said, claimed in ((b"\xb0\x82", 300, 15_360), (b"\xba\x82", 260, 8_640)):
         data = data.replace(element + said.to_bytes(2, "big"), element + claimed.to_bytes(2, "big"))
@@ -139,7 +139,7 @@ def test_frames_of_16k_are_refused_with_what_they_would_take():
     assert caught.value.kind == "too_many_pixels"
 
 
-def test_packets_are_not_held_without_a_bound(monkeypatch):
+def test_the_memory_of_held_packets_is_limited(monkeypatch):
     monkeypatch.setattr(video_sampling, "_WAITING_BYTES", 2000)
 
     content = decode(make_video("mp4", 40, (64, 48), keyframe_interval=100_000))
@@ -148,7 +148,7 @@ def test_packets_are_not_held_without_a_bound(monkeypatch):
         assert progress_shown(frame) == pytest.approx((part + 0.5) / MAX_FRAMES, abs=0.03)
 
 
-def test_held_packets_count_with_more_than_their_data(monkeypatch):
+def test_the_memory_of_held_packets_includes_more_than_their_data(monkeypatch):
     monkeypatch.setattr(video_sampling, "_WAITING_BYTES", 100_000)
     most = 0
 
@@ -166,7 +166,7 @@ def test_held_packets_count_with_more_than_their_data(monkeypatch):
     assert 50 < most < 200
 
 
-def test_no_more_than_some_packets_are_read(monkeypatch):
+def test_the_number_of_packets_that_are_read_is_limited(monkeypatch):
     monkeypatch.setattr(video_sampling, "MOST_PACKETS", 500)
 
     content = decode(make_video("mkv", 40, (32, 32), fps=25, keyframe_interval=100_000))

@@ -133,7 +133,7 @@ def with_idit(avi: bytes, text: bytes) -> bytes:
         (b"", None),
     ],
 )
-def test_an_avi_of_a_camera_says_its_date_in_any_spelling(text, expected):
+def test_the_date_of_an_avi_of_a_camera_is_read_in_any_spelling(text, expected):
     facts = decode(with_idit(make_video("avi", 1), text)).facts
 
     assert facts.captured_at == expected
@@ -205,7 +205,7 @@ def with_note(film: bytes, note: bytes, muxer_options: dict[str, str]) -> bytes:
 
 
 @pytest.mark.parametrize("muxer_options", [{}, {"mpegts_m2ts_mode": "1"}])
-def test_a_camcorder_says_its_date_in_the_picture_data(muxer_options):
+def test_the_date_in_the_picture_data_of_a_camcorder_is_read(muxer_options):
     film = make_video("mpeg-ts", 1, encoder="libx264")
     assert decode(film).facts.captured_at is None
 
@@ -215,7 +215,7 @@ def test_a_camcorder_says_its_date_in_the_picture_data(muxer_options):
 
 
 @pytest.mark.parametrize("length", range(44))
-def test_a_cut_note_of_a_camcorder_says_nothing(length):
+def test_a_cut_note_of_a_camcorder_is_ignored(length):
     assert note_of_camcorder(camcorder_note(MOMENT)[:length]).date is None
 
 
@@ -231,7 +231,7 @@ def test_a_cut_note_of_a_camcorder_says_nothing(length):
         ([], None),
     ],
 )
-def test_a_camcorder_says_its_maker(entries, camera):
+def test_the_maker_of_a_camcorder_is_read(entries, camera):
     film = make_video("mpeg-ts", 1, encoder="libx264")
 
     facts = decode(with_note(film, camcorder_note(MOMENT, *entries), {})).facts
@@ -240,7 +240,7 @@ def test_a_camcorder_says_its_maker(entries, camera):
     assert facts.captured_at == MOMENT
 
 
-def test_an_mxf_says_when_its_oldest_package_was_made():
+def test_the_creation_date_of_the_oldest_package_of_an_mxf_is_read():
     film = make_video("mxf", 1, metadata={"creation_time": "2021-05-06T07:08:09Z"})
     stored = struct.pack(">HHHBBBBBB", 0x4405, 8, 2021, 5, 6, 7, 8, 9, 0)
     assert film.count(stored) > 1

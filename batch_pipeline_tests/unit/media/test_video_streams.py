@@ -106,7 +106,7 @@ def test_sound_alone_is_not_a_video_in_any_container(muxer, encoder):
 
 
 @pytest.mark.parametrize("name", ["free_box_first.mp4", "h264_named.mkv"])
-def test_containers_that_were_refused_once_are_films(name):
+def test_containers_that_were_once_refused_by_mistake_are_accepted(name):
     content = decode_case(name)
 
     assert (content.facts.width, content.facts.height) == (320, 240)

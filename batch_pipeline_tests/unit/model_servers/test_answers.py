@@ -92,7 +92,7 @@ def test_a_mark_of_a_thought_that_a_picture_shows_is_not_a_thought(answer: str) 
     assert not shows_thought(answer, cut_by_length=False)
 
 
-def test_a_thought_is_known_by_its_marks() -> None:
+def test_a_thought_is_recognised_by_its_marks() -> None:
     assert shows_thought("<think>Hm</think>A boat.", cut_by_length=False)
     assert shows_thought("Hm\n</think>\nA boat.", cut_by_length=True)
     assert not shows_thought("  A boat.", cut_by_length=False)

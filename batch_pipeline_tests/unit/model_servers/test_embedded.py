@@ -107,7 +107,7 @@ def test_the_shape_is_the_one_that_people_see(width: int, height: int, shape: st
     assert f" {shape} picture" in EmbeddedVision().describe(facts, [frame("#2878e0")]).text
 
 
-def test_camera_and_date_make_a_photo() -> None:
+def test_a_picture_with_camera_and_date_is_called_a_photo() -> None:
     facts = MediaFacts(
         "image", "jpeg", 90, 60, captured_at=datetime(2023, 11, 8, 23, 5), camera="Kestrel K-2"
     )
@@ -176,7 +176,7 @@ def test_every_description_passes_our_own_audit(facts: MediaFacts, size: tuple[i
         assert audit(text).score == 100
 
 
-def test_a_second_attempt_says_the_same() -> None:
+def test_a_second_attempt_gives_the_same_description() -> None:
     picture = [frame("#b0d4f4", "#00b030")]
     vision = EmbeddedVision()
 

@@ -37,7 +37,7 @@ def test_sides_are_multiples_of_what_the_model_needs_and_never_shorter(size):
     assert max(width, height) <= 1568
 
 
-def test_a_line_of_pixels_gets_a_border_and_is_not_drawn_out():
+def test_a_very_narrow_picture_gets_a_border_and_is_not_stretched():
     fitted = PictureSize(1568).fitted(jpeg(640, 8))
     assert size_of(fitted) == (640, SMALLEST_SIDE)
     with Image.open(io.BytesIO(fitted)) as opened:

@@ -134,7 +134,7 @@ def test_a_slice_gets_the_uploads_for_which_there_is_room_and_other_users_go():
     assert str(choice).endswith(f"1 behind uploads of the same user [{short(BATCHES[0])}]")
 
 
-def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
+def test_a_slice_that_has_its_number_is_launched_because_it_is_already_counted():
     older = slices(BATCHES[0], 1, numbered=False)
     numbered = slices(BATCHES[0], 1, since=NOON + 60, uploads=10)
     choice = choose([*older, *numbered], upload_limit=UploadLimit(10, 10, {ANNA: 10}))
