@@ -236,7 +236,7 @@ def set_read_only(owner, name, read_only):
 
 @pytest.fixture
 def begin_failover(database_url, server_url, monkeypatch):
-    """Return what begins a failover; it ends when a write of an upload was refused."""
+    """Return a function that begins a failover, which ends when a write of an upload is refused."""
     name = make_url(database_url).database
     refused = threading.Event()
     monkeypatch.setattr(upload_processing, "_TRY_PAUSE_SECONDS", 0.05)

@@ -158,7 +158,7 @@ def test_a_backup_and_a_restore_need_the_server_itself(pooled, tmp_path, change,
         restore(pooled.settings, file, replace=True)
 
 
-def test_no_setting_of_ours_stays_in_connections_that_other_clients_get(mode, pooled, pooled_url):
+def test_no_session_state_of_ours_stays_in_connections_of_others(mode, pooled, pooled_url):
     """In transaction mode, a lock or a LISTEN of a session would belong to another client."""
     pooled.database.upgrade()
     with psycopg.connect(pooled_url, autocommit=True) as other:

@@ -426,7 +426,7 @@ def test_a_role_that_may_write_but_not_change_the_tables_is_told_to_own_them(ser
 
 
 def test_row_level_security_that_hides_rows_from_our_role_is_named(server, change, role):
-    """Hidden rows are not processed, and without rows there is nothing to do: no other sign."""
+    """Hidden rows are not processed, and nothing else shows that they are missing."""
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,

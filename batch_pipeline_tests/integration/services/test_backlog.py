@@ -227,7 +227,7 @@ def test_two_sweeps_at_once_open_a_due_upload_once(pipeline):
 
 @contextmanager
 def locked_by_another(pipeline, upload_id):
-    """Lock the row of an upload, as a run does that is about to change it."""
+    """Lock the row of an upload, like a run that is about to change it."""
     with pipeline.database.engine.begin() as connection:
         connection.execute(text("SELECT FROM uploads WHERE id = :id FOR UPDATE"), {"id": upload_id})
         yield

@@ -29,7 +29,7 @@ STORED = (320, 280)
 PART = (140, 40, 320, 180)
 PICTURE = paint(STORED)
 TURNED_BOX = b"\0\0\0\x09irot\1"
-"""A quarter against the clock."""
+"""A quarter turn anticlockwise."""
 
 
 def decode(data: bytes) -> MediaContent:
