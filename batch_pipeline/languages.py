@@ -25,9 +25,9 @@ yue Cantonese zh Chinese zu Zulu
 """
 _NAME_OF = dict(zip(_NAMES.split()[::2], _NAMES.split()[1::2], strict=True))
 #: A text counts as another language if that language is likelier both in total and per character:
-#: differences of log-probabilities. For each of 41 correct texts the right language
-#: was the likeliest. For 1,400 pairs of a text and a wrong language, the wrong language was at
-#: least 28 behind in total, and 0.3 per character.
+#: differences of log-probabilities. For each of 41 correct texts the right language was the
+#: likeliest. For 1,400 pairs of a text and a wrong language, the wrong language was at least 28
+#: behind in total, and 0.3 per character.
 _LIKELIER, _LIKELIER_EACH = 20.0, 0.2
 #: Two languages up to this distance (Unicode's CLDR) count as the same: Danish and Norwegian have
 #: 12, Indonesian and Malay 14, Czech and Slovak 24.

@@ -31,7 +31,7 @@ _dagsters_loggers = context_creation_job.default_system_loggers  # type: ignore[
 
 
 @dg.logger(
-    config_schema={"level": dg.Field(str, default_value="INFO", description="Lowest level.")},
+    config_schema={"level": dg.Field(str, default_value="INFO", description="The lowest level.")},
     description="A JSON object per line: message, level, run, job, step, event type, batch.",
 )
 def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
@@ -43,7 +43,7 @@ def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
 
 @dg.logger(
     config_schema={
-        "log_level": dg.Field(str, default_value="INFO", description="Lowest level.")
+        "log_level": dg.Field(str, default_value="INFO", description="The lowest level.")
     },
     description="Lines in colour. The failure of a file takes one line.",
 )
