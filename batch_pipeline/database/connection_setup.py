@@ -1,9 +1,9 @@
-"""The settings of all our connections, independent of defaults of the server, role or a pooler.
+"""Sets up all our connections, so that defaults of a server, a role or a pooler do not matter.
 
 No setting is a startup parameter, because PgBouncer refuses those that it does not know. Time zone,
 DateStyle and client encoding are set by statements; PgBouncer keeps them when it changes the server
-connection. Everything else that belongs to a session (prepared statements, ``LISTEN``, session
-advisory locks, other settings) is not used behind a pooler, see `is_pooled`.
+connection. Behind a pooler (`is_pooled`), nothing else that belongs to a session is used: no
+prepared statements, no ``LISTEN``, no session advisory locks, no other settings.
 """
 
 from datetime import UTC, datetime

@@ -102,7 +102,8 @@ def _started(home: Path, pgserver: ModuleType) -> str:
 def _keep_others_out(folder: Path) -> None:
     """Let only this user and root connect. The server asks nobody for a password.
 
-    If the path of the folder is too long for a socket, it is in a folder that all users may enter.
+    If the path of the folder is too long for a socket, the socket is in a folder that all users may
+    enter.
     """
     settings = folder / "postgresql.auto.conf"
     if _SOCKET_MODE not in settings.read_text(encoding="utf-8"):
@@ -117,8 +118,8 @@ def _keep_others_out(folder: Path) -> None:
 def _folders_stay_private(*paths: Path) -> Iterator[None]:
     """Let others pass through the folders above these paths, but not list them.
 
-    If root starts the server, it runs as another user, and the package makes all these folders
-    readable for everybody.
+    If root starts the server, the server runs as another user, and the package makes all these
+    folders readable for everybody.
     """
     modes = {
         parent: stat.S_IMODE(parent.stat().st_mode)

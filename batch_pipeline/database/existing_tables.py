@@ -1,8 +1,8 @@
 """Checks tables that an upload API has made, and says how to fix those that cannot be used.
 
-``db upgrade`` runs these checks before it changes anything; ``doctor`` runs them too. How columns
-are read that the API leaves empty is in ``readings.py``. ``docs/existing_database.md`` describes
-both.
+``db upgrade`` runs these checks before it changes anything; ``doctor`` runs them too.
+``readings.py`` defines how columns are read that the API leaves empty.
+``docs/existing_database.md`` describes both.
 """
 
 import re
@@ -122,7 +122,8 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
 }
 
 _DIALECT = PGDialect()  # type: ignore[no-untyped-call]
-#: Our own columns. An API may have a name or a priority of a batch, too: we read both as text.
+#: Our own columns, except ``name`` and ``priority``: an API may have these, too, and we read them
+#: as text.
 _OURS = {
     (table, column.name): column
     for table in COLUMNS
@@ -193,8 +194,8 @@ _HIDDEN = text("""
         )
     ORDER BY c.relname DESC
 """)
-#: Restrictive policies that apply to our role: each of them hides rows or refuses changes, although
-#: other policies allow them.
+#: Restrictive policies that apply to our role: each of them may hide rows or refuse changes that
+#: other policies allow.
 _RESTRICTING = text("""
     SELECT c.relname AS table, quote_ident(p.polname) AS policy, current_user AS role
     FROM pg_class c JOIN pg_policy p ON p.polrelid = c.oid
@@ -282,7 +283,7 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
                 "p": "a partitioned table",
             }
             yield Problem(
-                f"{row.table} is {kinds.get(row.relkind, 'no table')}",
+                f"{row.table} is {kinds.get(row.relkind, 'not a table')}",
                 _own_database(connection),
             )
             return
@@ -437,7 +438,7 @@ class LeftAlone(Problem):
     """Rows with a status that we do not know: they are neither processed nor counted."""
 
     is_mistaken: bool
-    """The status is missing, or one of ours with other letters. Else it is a word of the API."""
+    """The status is missing, or one of ours in other letter case. Else it is a word of the API."""
 
 
 def rows_left_alone(connection: Connection) -> Iterator[LeftAlone]:
@@ -458,7 +459,7 @@ def rows_left_alone(connection: Connection) -> Iterator[LeftAlone]:
 
 
 def server_problems(connection: Connection) -> Iterator[Problem]:
-    """Find out why PostgreSQL or pgvector cannot be used; one that can be created is fine."""
+    """Find out why PostgreSQL or pgvector cannot be used; an extension we can create is fine."""
     found = connection.execute(_EXTENSION).one()
     if found.server < _LEAST_SERVER:
         yield Problem(
@@ -493,7 +494,7 @@ def server_problems(connection: Connection) -> Iterator[Problem]:
 
 
 def letter_problems(connection: Connection) -> Iterator[Problem]:
-    """Find out whether searches ignore the case of every letter; if not, they work all the same."""
+    """Find out whether searches ignore the case of every letter; if not, searches still work."""
     found = connection.execute(_LETTERS).one()
     if not found.known:
         yield Problem(

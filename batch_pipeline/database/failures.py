@@ -5,7 +5,7 @@
     40001, 40P01         a transaction conflicted with another: `ConflictError`, see `repeated`
     08…, 53…, 57P…, 58…  the server cannot serve clients now: `ServiceDownError`
     25006                the server accepts no writes, in a failover: `ServiceDownError`
-    55P03, 57014         a limit of time ended a statement: `ServiceDownError`; 55P03 in
+    55P03, 57014         a time limit ended a statement: `ServiceDownError`; 55P03 in
                          `short_lock_waits`: `LockedError`
     42501, 3F000         a right or a schema is missing: `ConfigurationError`, with the fix
     everything else      our mistake, or a row that a constraint refuses: raised unchanged
@@ -59,7 +59,7 @@ class ConflictError(ServiceDownError):
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """Turn errors of the database into ours, which are named by what to do next.
+    """Turn errors of the database into ours, whose names say what to do next.
 
     Raises:
         ServiceDownError: the server cannot be reached, serves nobody now, accepts no writes, or has
@@ -101,8 +101,8 @@ def failures_named() -> Iterator[None]:
             ) from error
         if "unsupported startup parameter" in str(cause):
             raise ConfigurationError(
-                f"the pooler in front of the database refuses this parameter: remove it from the "
-                f"URL, `options` for instance ({cause})"
+                f"the pooler in front of the database refuses a parameter of the URL, such as "
+                f"`options`: remove it there ({cause})"
             ) from error
         if _is_down(error, state):
             raise ServiceDownError(
@@ -142,7 +142,7 @@ def repeated(transaction: Callable[P, T]) -> Callable[P, T]:
             try:
                 return transaction(*args, **kwargs)
             except ConflictError:
-                time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - parts two that collide
+                time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - keeps two apart
                 pause = min(2 * pause, _LONGEST_PAUSE)
         return transaction(*args, **kwargs)
 

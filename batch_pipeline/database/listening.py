@@ -16,7 +16,7 @@ def listening(database: Database, channel: str) -> Iterator[psycopg.Connection]:
     """Open a connection that listens; its ``notifies(timeout=…)`` yields messages from now on.
 
     Behind a pooler, messages would go to the client that has the connection next. So the connection
-    does not listen there, and the caller only notices changes by its time-outs.
+    does not listen there, and the caller notices changes only at its time-outs.
 
     Raises:
         ServiceDownError: the database cannot be reached, or stops while the connection is open.

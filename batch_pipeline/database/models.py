@@ -569,9 +569,9 @@ class MadeThumbnail(Base):
 class BatchToRecount(Base):
     """An ended batch in which another program has added, deleted or changed an upload.
 
-    Triggers write the rows, and the sweep removes them after it has recounted the
-    batch. The batch is not the primary key: otherwise two programs that change uploads of the same
-    batch would wait for each other.
+    Triggers write the rows, and the sweep removes them after it has recounted the batch. The batch
+    is not the primary key: otherwise two programs that change uploads of the same batch would wait
+    for each other.
     """
 
     __tablename__ = "batches_to_recount"

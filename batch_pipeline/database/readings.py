@@ -49,7 +49,7 @@ def interval(number: float | BindParameter[float]) -> Any:
 
 
 def one_of(column: Any, ids: Collection[uuid.UUID]) -> ColumnElement[bool]:
-    """Condition: a column is one of these ids, of which there may be any number.
+    """Condition: a column is one of these ids; there may be any number of them.
 
     All ids are one parameter. With ``in_`` each of them would be one, and a statement has at most
     65,535. Do not negate it: SQLAlchemy would write ``!= ANY``, which is true for nearly every row.
@@ -191,7 +191,7 @@ def upload_owned_by(user_id: uuid.UUID) -> ColumnElement[bool]:
 
 
 def upload_owned_by_batch(user_id: uuid.UUID) -> ColumnElement[bool]:
-    """Condition: the row of an upload has no user, and it belongs to this one."""
+    """Condition: the row of an upload has no user, and this user owns the upload by its batch."""
     if user_id == LOCAL_USER:
         by_batch = func.coalesce(_BATCH_USER, literal(LOCAL_USER, Uuid())) == user_id
     else:
@@ -203,7 +203,7 @@ def upload_owned_by_batch(user_id: uuid.UUID) -> ColumnElement[bool]:
 
 def owned_by(column: Any, user_id: uuid.UUID) -> ColumnElement[bool]:
     """Condition: `owner` of a column is a user."""
-    # Not by `owner`: no index has its expression.
+    # `owner` is not used here, because no index has its expression.
     if user_id == LOCAL_USER:
         return or_(column == user_id, column.is_(None))
     return column == user_id  # type: ignore[no-any-return]
@@ -239,8 +239,8 @@ NOT_PAUSED_SQL = (
 NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())
 #: The batch that a pause is about; null if it is about something else.
 PAUSED_BATCH_ID = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
-#: Whether a pause holds something, or may in future. That of a batch that has ended does not; it is
-#: kept, because the batch may be reopened.
+#: Whether a pause holds something, or may in future. The pause of a batch that has ended does not.
+#: It is kept, because the batch may be reopened.
 ACTIVE_PAUSE_SQL = (
     f"(work_pauses.scope <> '{PauseScope.BATCH}' OR EXISTS (SELECT FROM upload_batches AS of_pause "
     f"WHERE of_pause.id = {as_text(PAUSED_BATCH_ID)} "

@@ -1,7 +1,7 @@
 """Tables, views and sequences of a database: whose they are, and whether our role may read them.
 
-A backup contains a whole database, and other programs may have tables in it, too. Nothing of theirs
-may be replaced, or be missing from a backup, without a word.
+A backup contains a whole database, and other programs may have tables in it, too. A person must be
+told before one of those is replaced, or if one is missing from a backup.
 """
 
 import re
@@ -68,17 +68,17 @@ _DROP_ORDER = ("VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "TABLE", "SEQUENCE"
 
 @dataclass(frozen=True)
 class Program:
-    """A program whose tables a backup is made of."""
+    """A program whose tables a backup is for."""
 
     tables: frozenset[str]
     markers: tuple[str, ...]
-    """Those whose names no other program uses. All are in their schema: a table elsewhere is of
-    another program."""
+    """Tables whose names no other program uses. All tables of the program are in the same schema as
+    these; a table in another schema belongs to another program."""
 
 
 PIPELINE = Program(frozenset({*Base.metadata.tables, VERSION_TABLE}), (VERSION_TABLE,))
 #: Dagster uses Alembic with its usual table. It has three storages, and makes the tables of each
-#: when that is first used: one marker of each.
+#: storage at its first use. So each storage has a marker.
 DAGSTER = Program(
     DAGSTER_TABLES | {"alembic_version"}, ("event_logs", "daemon_heartbeats", "instigators")
 )
@@ -90,7 +90,7 @@ class Relation:
 
     oid: int
     of_table: int
-    """Of a sequence that a table owns: ``oid`` of the table. Else its own."""
+    """For a sequence that a table owns: ``oid`` of the table. Else its own."""
     name: str
     """Name with its schema, quoted where SQL needs it."""
     kind: str
@@ -116,7 +116,8 @@ class Relation:
 def relations_of(connection: Connection, programs: Iterable[Program]) -> list[Relation]:
     """List what a database contains, without members of extensions.
 
-    The tables of batches and uploads are always own ones, because an upload API may have made them.
+    The tables of batches and uploads always count as ours, because an upload API may have made
+    them.
     """
     named = {
         (connection.scalar(_SCHEMA_OF, {"table": marker}), table)

@@ -1,6 +1,6 @@
 """Connections to the pipeline's database, and what their errors mean.
 
-`open_database` is the only way to open it. It starts the embedded server if no URL is set, and
+`open_database` opens it for all ordinary work. It starts the embedded server if no URL is set, and
 updates the tables of an embedded server by itself. Tables of an external server are updated only by
 ``batch-pipeline db upgrade``.
 """
@@ -136,9 +136,9 @@ class Database:
             created again.
 
         Raises:
-            ConfigurationError: the server or the existing tables cannot be used as they are. The
-                message has the statements that fix this. Nothing was changed. Or the migrations
-                were applied to tables of another schema.
+            ConfigurationError: the server or the existing tables cannot be used as they are. Then
+                nothing was changed, and the message has the statements that fix this. Or the
+                migrations were applied to tables of another schema.
             ServiceDownError: other transactions use the tables. The next upgrade continues.
         """
         with self.transaction() as connection:
@@ -210,7 +210,7 @@ class Database:
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
         # The lock is polled, because CREATE INDEX CONCURRENTLY waits for every statement that began
-        # before it, also for one that waits for this lock. The lock belongs to a transaction, not a
+        # before it, and for one that waits for this lock. The lock belongs to a transaction, not a
         # session, because behind a pooler the session may belong to another client a moment later.
         # The statement has no parameters: with parameters it would keep its snapshot, and CREATE
         # INDEX CONCURRENTLY would wait for that, too.
@@ -257,7 +257,7 @@ def open_database(settings: Settings) -> Database:
 
 
 def connect(settings: Settings) -> Database:
-    """Connect without checking the tables; for ``db upgrade`` and ``doctor``."""
+    """Connect without checking the tables; for ``db upgrade``, ``doctor`` and backups."""
     return Database(pipeline_url(settings))
 
 

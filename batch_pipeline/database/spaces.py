@@ -137,7 +137,7 @@ def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questio
 def answering_spaces(connection: Connection, user_id: uuid.UUID | None) -> list[Space]:
     """List the spaces that answer a user; without a user, those of all users.
 
-    It is one or none, or two if uploads of the user have no user in their row.
+    A user has one space or none, or two if uploads of the user have no user in their row.
     """
     spaces = select(*_COLUMNS).order_by(EmbeddingSpace.id)
     if user_id is None:

@@ -1,7 +1,7 @@
 """Triggers on the tables of batches and uploads. They fire whichever program writes the rows.
 
-The stages of an upload only evaluate conditions: PostgreSQL checks the condition of a row trigger
-before it calls the function.
+The stages of an upload call no function: PostgreSQL checks the condition of a row trigger first,
+and the conditions are false for them.
 
 Migrations create them. ``db upgrade`` also creates those that are missing afterwards: an upload API
 has to drop them before it can change the type of a column that they read.
@@ -33,9 +33,9 @@ _LOCAL_USER = "'00000000-0000-0000-0000-000000000000'::uuid"
 class _Function:
     """A function that triggers call. It returns NULL, as a trigger after the change may do.
 
-    It runs with the rights of its owner, so an upload API needs no rights on our tables. So it
-    refuses all tables but those of its triggers: on a table of their own, roles with few rights
-    would choose what is deleted or sent, and the types of the columns, whose casts run code.
+    It runs with the rights of its owner, so an upload API needs no rights on our tables. Therefore
+    it refuses all tables except those of its triggers. With a trigger on a table of its own, a role
+    with few rights could choose what is deleted or sent, and column types whose casts run code.
     """
 
     does: str
@@ -220,8 +220,7 @@ _TABLES = {
     for trigger, rule in function.triggers.items()
 }
 
-#: Enabled ones fire for every program; neither those that are disabled, nor those that fire only in
-#: a replica.
+#: A trigger that is disabled, or that fires only in a replica, does not count as enabled.
 _TRIGGERS = text("""
     SELECT tgname AS name, tgenabled IN ('O', 'A') AS enabled FROM pg_trigger
     WHERE tgname = ANY (:names) AND tgrelid IN (
@@ -247,8 +246,8 @@ def create(
 ) -> list[str]:
     """Create functions and triggers that are missing, and return the names of these triggers.
 
-    Functions that are not as they should be are replaced. If all are, no rights are needed. Vectors
-    of uploads that were deleted while the trigger for them was missing are deleted.
+    Functions whose source differs are replaced. If none differs, no rights are needed. Vectors of
+    uploads that were deleted while the trigger for them was missing are deleted.
 
     Args:
         connection: sees our tables and those of the upload API.
@@ -314,7 +313,7 @@ def _create_functions(connection: Connection) -> None:
 
 
 def _source(function: _Function, schemas: dict[str, str]) -> str:
-    # By schema and name: nobody else can have a table of both, and a restore changes neither.
+    # The function compares schema and name: no other table has both, and a restore changes neither.
     tables = ", ".join(f"({schemas[table]}, '{table}')" for table in function.tables)
     return f"""
         BEGIN

@@ -31,7 +31,7 @@ def create() -> None:
 
 
 def copy_vectors_of_uploads() -> None:
-    """Copy vectors that no space contains yet, and answer users from the spaces of theirs."""
+    """Copy vectors that no space contains yet, and choose the space that answers each user."""
     with op.get_context().autocommit_block():
         spaces = [(_make_space(model, width), model, width) for model, width in _models()]
         for space in spaces:
@@ -146,7 +146,7 @@ def _build_indexes() -> None:
 
     Those had full vectors or fewer neighbours. The former index answers searches of running
     programs until the new one is built. A concurrent build reads only vectors that somebody can
-    see: another one also reads those of before the update, which the index cannot hold.
+    see. An ordinary build also reads vectors from before the update, which the index cannot hold.
     """
     for space, width in _former_indexes():
         index = f"ix_upload_vectors_{space}"

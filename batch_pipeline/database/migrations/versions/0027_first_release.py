@@ -1,8 +1,8 @@
 """All tables of the first release.
 
-Nothing has to be there before: neither our tables nor those of an upload API. What is there stays,
-and only what is missing is added. So the migration can be run again and continues where it stopped,
-and it upgrades the databases of the development versions, whose revisions were 0001 to 0026.
+No table has to exist before, neither ours nor those of an upload API. Existing tables stay, and
+only what is missing is added. So the migration can be run again and continues where it stopped, and
+it upgrades the databases of the development versions, whose revisions were 0001 to 0026.
 """
 
 from alembic import op
