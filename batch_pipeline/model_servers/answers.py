@@ -39,7 +39,7 @@ LONGEST_ANSWER = 50_000
 
 
 def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
-    """Return whether a model thought: the answer shows it, or a hidden thought used it up."""
+    """Return whether a model thought: the answer shows that, or a hidden thought left none."""
     if not answer.strip():
         return cut_by_length
     text = _printable(answer)
@@ -47,7 +47,7 @@ def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
 
 
 def is_prose(answer: str) -> bool:
-    """Return whether a model wrote sentences instead of JSON: its server ignores the schema.
+    """Return whether a model wrote sentences instead of JSON; then its server ignores the schema.
 
     Broken or cut JSON is not prose, and neither is an empty answer.
     """
@@ -91,7 +91,7 @@ def cut_short(text: str) -> TransientError:
 
 
 def clean(answer: str) -> str:
-    """Remove thoughts, control and direction characters, and what is put around the whole."""
+    """Remove thoughts, control and direction characters, and marks around the whole text."""
     return _unwrapped(_without_thoughts(_printable(answer)))
 
 
@@ -108,7 +108,7 @@ def _printable(answer: str) -> str:
 
 
 def _without_thoughts(text: str) -> str:
-    """Remove thoughts from the beginning; elsewhere such marks are what a picture shows."""
+    """Remove thoughts from the beginning; elsewhere such marks are text in a picture."""
     while begun := _BEGINNING_OF_THOUGHT.match(text):
         ended = _END_OF_THOUGHT.search(text, begun.end())
         text = text[ended.end() :].lstrip() if ended else ""
@@ -116,7 +116,10 @@ def _without_thoughts(text: str) -> str:
 
 
 def _end_of_begun_thought(text: str) -> int:
-    """Return where a thought ends whose beginning the model's template has written; 0: none."""
+    """Return the end of a thought that has only an end mark; 0: none.
+
+    The model's template has written the beginning of such a thought.
+    """
     if len(text) > LONGEST_ANSWER:  # it is refused anyway, and may have very many marks
         return 0
     begun = _BEGINNING_OF_THOUGHT.search(text)
@@ -153,7 +156,7 @@ def _unwrapped(text: str) -> str:
         if text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     fence = _FENCE.match(text)
-    # One pattern for the whole would look at a long run of spaces again from each of them.
+    # One pattern for the whole text would scan a long run of spaces again from each space.
     if fence and text.endswith("```") and fence.end() <= len(text) - 3:
         text = text[fence.end() : -3].strip()
     return _BLANK_LINES.sub("\n\n", _unquoted(text))

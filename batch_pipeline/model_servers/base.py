@@ -119,7 +119,7 @@ def require_unpaused(paused: PausedCheck, server: str = "") -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a call: is it still wanted, may it begin, and who notes what it used?"""
+    """Tells whether a call is still wanted and may begin, and records what it used."""
 
     cancelled: CancelledCheck = never_cancelled
     """Called at least twice a second while a call waits for its turn or its answer."""

@@ -12,5 +12,5 @@ from threadpoolctl import threadpool_limits
 
 @cache
 def use_one_thread() -> None:
-    """Make this process compute each product in the calling thread from now on."""
+    """Make this process compute each product in the calling thread."""
     threadpool_limits(limits=1, user_api="blas")

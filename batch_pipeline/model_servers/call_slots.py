@@ -1,4 +1,4 @@
-"""Decides which call begins next, and at which server: a cap on calls in flight, and their pace.
+"""Decides which call begins next and at which server, within the cap and the pace of calls.
 
 A `CallGate` by itself caps the calls of this process. When several processes share servers, each
 has its own gate, and code outside of it sets how many slots the gate may use (`take_stock` and

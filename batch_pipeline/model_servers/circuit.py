@@ -68,7 +68,7 @@ class Circuit:
             self._look_again_at = self._clock() + self._pause_seconds
 
     def silent(self, reason: str) -> None:
-        """Open: the server did not answer for a time in which another one did."""
+        """Open, because the server did not answer while another one did."""
         with self._lock:
             self._failures = max(self._failures, self._failures_to_open)
             self._reason = reason

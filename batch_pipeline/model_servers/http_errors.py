@@ -2,8 +2,8 @@
 
 There are three classes of errors: this request is wrong (`PermanentError`), a retry may help
 (`TransientError`), and every upload would fail in the same way (`ServiceDownError`). A refusal that
-may mean one upload or all of them counts as an outage here, a 5xx as an error of one call. In both
-cases `server_group` then asks the server a question with a known answer.
+may concern one upload or all of them counts as an outage here, a 5xx as an error of one call. In
+both cases `server_group` then asks the server a question with a known answer.
 """
 
 import json
@@ -19,8 +19,8 @@ from batch_pipeline.errors import (
 from batch_pipeline.model_servers.rate_limits import asked_wait
 from batch_pipeline.visible_text import visible
 
-#: Outages that a single picture may cause, and errors of one call that may concern all calls: what
-#: they are is decided by a known picture.
+#: Outages that a single picture may cause, and errors of one call that may concern all calls. A
+#: question about a known picture shows which it is.
 DOUBTFUL = frozenset(
     {
         "model_server_refused",
@@ -82,8 +82,8 @@ class Busy(Exception):  # noqa: N818
     """
 
     def __init__(self, reason: str, wait_seconds: float | None, *, rate_limited: bool) -> None:
-        # The reason goes to the database, which refuses half an emoji: its error would end the
-        # thread that shares slots and pauses with other processes, and so all later calls.
+        # The reason is stored in the database, which refuses half an emoji. That error would end
+        # the thread that shares slots and pauses with other processes, and with it all later calls.
         super().__init__(visible(reason))
         self.wait_seconds = wait_seconds
         self.rate_limited = rate_limited
@@ -113,7 +113,7 @@ def error_for_status(  # noqa: PLR0911, PLR0912 - a table of cases
     if status == 402 or (status in {400, 403, 429} and _UNPAID.search(said)):
         return ServiceDownError(
             "model_quota_used_up",
-            f"{message.rstrip('.')}. Look at the plan and the bill of the service",
+            f"{message.rstrip('.')}. Check the plan and the billing of the service",
         )
     if status in _ABOUT_CONTENT and _MODERATION.search(said) and not _ABOUT_CUSTOMER.search(said):
         return PermanentError("model_refused_input", message)
@@ -177,7 +177,7 @@ def about_all_calls(error: KindedError) -> ServiceDownError:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes, also those that client libraries hide with `from None`."""
+    """Yield the error and its causes, even those that client libraries hide with `from None`."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

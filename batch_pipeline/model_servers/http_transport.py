@@ -48,8 +48,8 @@ _MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError,
 def reading_answer() -> Iterator[None]:
     """Surround code that reads an answer: the server is to blame for an error there.
 
-    The clients do not check the types of all values. An error before there is an answer is ours,
-    and stays what it is.
+    The clients do not check the types of all values. An error before there is an answer is our
+    mistake, and is raised unchanged.
 
     Raises:
         Misread: the answer has values of other types than the protocol says.
@@ -244,8 +244,8 @@ def _exceptions(no_proxy: str) -> list[str]:
         if not _EXCEPTION.fullmatch(entry) and _network(entry) is None:
             raise ConfigurationError(
                 f"NO_PROXY has an entry that cannot be read: {entry!r}; expected host names, "
-                "domains such as .example.org, addresses, or networks such as 10.0.0.0/8, with "
-                "commas between, or *"
+                "domains such as .example.org, addresses, or networks such as 10.0.0.0/8, "
+                "separated by commas, or *"
             )
     return entries
 

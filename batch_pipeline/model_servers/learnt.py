@@ -68,7 +68,7 @@ class Learnt:
         self._number = 0
         self._refused: dict[str, str] = {}
         self._answers = 0
-        """Given in the present stage."""
+        """Number of answers in the current stage."""
         self._thinks = False
         self._follows_form = False
 
@@ -95,9 +95,9 @@ class Learnt:
     def follows_form(self, name: str, text: str) -> bool:
         """Return whether an answer to a call with a schema, the parameter `name`, has its form.
 
-        If no answer has its form, the server ignores the schema. Otherwise one in prose is a
-        refusal, or an exception of a server that only asks its model to follow the schema. Nothing
-        is learnt from an empty answer.
+        If no answer has had the form, the server ignores the schema. Otherwise an answer in prose
+        is a refusal, or an exception: some servers only ask their model to follow the schema.
+        Nothing is learnt from an empty answer.
         """
         if is_prose(text):
             if not self._follows_form:

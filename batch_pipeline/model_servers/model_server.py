@@ -53,8 +53,8 @@ class ChatRequest:
     def room(self, budget: int, *, in_form: bool) -> int:
         """Return the limit of tokens for an answer: `budget` times the usual, to allow thoughts.
 
-        The room for a thought has room for fields, too: with both, an answer and a large picture
-        would exceed a context of 8192 tokens, and some servers refuse that.
+        The room for a thought has room for fields, too. If both were added, an answer and a large
+        picture would exceed a context of 8192 tokens, and some servers refuse that.
         """
         usual = self.max_tokens * budget
         return max(usual, self.form.max_tokens) if self.form and in_form else usual
@@ -82,7 +82,7 @@ class EmbedAnswer:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Settings of people for requests to the models of a server."""
+    """What people have set for requests to the models of a server."""
 
     vision: Mapping[str, Any] = field(default_factory=dict)
     embedding: Mapping[str, Any] = field(default_factory=dict)

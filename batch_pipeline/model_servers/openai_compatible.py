@@ -100,7 +100,8 @@ class OpenAICompatibleServer(ModelServer):
             lambda client: client.close(),
         )
         self._ask_seconds = limits.connect
-        """For the question to an unlisted model: what is left of `ServerCalls.ask` after a list."""
+        """Time limit of the question to an unlisted model (seconds). `ServerCalls.ask` allows more,
+        for the list before it."""
         self._unlisted: set[str] = set()
         """Models that have answered although they are not in the server's list."""
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
@@ -139,7 +140,7 @@ class OpenAICompatibleServer(ModelServer):
                 status, said = error.status_code, error.response.text
                 if learnt.learns_from_refusal(sent, status, said):
                     continue
-                # A limit that a person has set is sent in any case.
+                # A limit that a person has set is always sent.
                 if has_limit and learnt.takes(limit) and is_beyond_context(status, said):
                     has_limit = False
                     continue
@@ -239,7 +240,7 @@ class OpenAICompatibleServer(ModelServer):
     async def _require(self, model: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> bool:
         """Return whether the model is there, or has not answered yet.
 
-        Lists are incomplete, have other names, or do not exist at all. So a model that is not
+        Lists may be incomplete, have other names, or not exist at all. So a model that is not
         listed is asked once, and only its refusal counts. A server may have to load it first, which
         takes longer than a check may; then the first real call decides.
 
@@ -255,14 +256,14 @@ class OpenAICompatibleServer(ModelServer):
         except (TimeoutError, openai.APITimeoutError):
             return False
         except openai.APIStatusError as error:
-            if error.status_code == 503:  # busy, or it loads the model
+            if error.status_code == 503:  # busy, or loading the model
                 return False
             if present is None or error.status_code not in _NO_SUCH_MODEL:
                 raise
             raise ServiceDownError(
                 "model_missing",
                 f"model {model} is not on {self.calls.url}; there are: "
-                f"{nearest_names(model, present)}. Asked all the same, the server answered "
+                f"{nearest_names(model, present)}. Asked for it anyway, the server answered "
                 f"{error.status_code}: {server_reason(error.response.text)[:200]}",
             ) from error
         self._unlisted.add(model)

@@ -1,9 +1,9 @@
 """Turns probabilities of ImageNet's 1,000 classes into something that a description may say.
 
 A raw class misleads: a portrait is a "wig", a kite a "parachute". So probabilities are summed over
-everyday categories. This allow-list has no clothing, weapons, screens or other classes that
-pictures of different things are mistaken for. A category that is not certain is not named. Most
-pictures, above all of people and scenes, are in no category: then nothing is said.
+everyday categories. This allow-list leaves out clothing, weapons, screens and other classes that
+the network also finds in pictures of other things. A category that is not certain is not named.
+Most pictures, above all of people and scenes, are in no category: then nothing is said.
 """
 
 import re
@@ -193,7 +193,7 @@ class Content:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The category and the kind without their articles; of "a boat or ship", the first word."""
+        """The category and the kind without articles; for "a boat or ship", only the first word."""
         names = (self.category.split(" or ")[0], self.kind)
         return tuple(re.sub(r"^an? ", "", name).lower() for name in names if name)
 

@@ -87,7 +87,7 @@ _OF_A_FRAME = {
 }
 _OF_A_SYNTHESIS = {
     "total": "how many frames there are",
-    "frames": "their descriptions; has to be there",
+    "frames": "their descriptions; required",
 }
 #: Placeholders by name of the prompt, each with its meaning.
 PLACEHOLDERS: Mapping[str, Mapping[str, str]] = {

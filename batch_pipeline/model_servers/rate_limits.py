@@ -181,7 +181,7 @@ class Pace:
             if left > little or not room.reset_seconds:
                 continue
             if left < 1:
-                self.pause(now, room.reset_seconds, "what is left of its limit is in use")
+                self.pause(now, room.reset_seconds, "its rate limit leaves no further call")
                 continue
             wait = min(
                 room.reset_seconds / (left + 1) / max(share, 0.01),

@@ -73,7 +73,7 @@ _KNOWN_TEXTS = (
 _SHORTEST_CUT_CHARACTERS = 200
 #: Messages of servers for a text that exceeds the context; there is no common error code.
 _TOO_LONG = ("context length", "context size", "too large to process")
-#: The same if the server refused the input. In other errors "too long" is a time.
+#: The same if the server refused the input. In other errors "too long" is about time.
 _REFUSED_AS_TOO_LONG = (*_TOO_LONG, "too long", "token")
 
 
@@ -192,8 +192,8 @@ class RemoteVision:
         return await server.chat(self.name, request, spent)
 
     async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
-        # It asks for as long an answer, in the same fields, as the questions about other pictures:
-        # a server may refuse all of them because of that.
+        # It asks for an answer of the same length, in the same fields, as the questions about other
+        # pictures: a server may refuse these questions because of the length or the fields.
         request = ChatRequest(
             prompt=COLOUR,
             jpeg=self._size.fitted(red_square()),
@@ -326,7 +326,7 @@ class RemoteEmbedding:
     async def _embedded(
         self, texts: Sequence[str], server: ModelServer, spent: Spent
     ) -> EmbedAnswer:
-        """Embed texts; raises an error of that server for vectors that cannot be stored."""
+        """Embed texts; vectors that cannot be stored are an error of the server."""
         answer = await server.embed(self.name, texts, self.dimensions, spent)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")

@@ -90,7 +90,7 @@ _NO_WAIT = _Wait(0, by_all=False)
 
 
 class _TurnedAway:
-    """Waits of one call that servers ask to repeat later."""
+    """Counts how often servers ask to repeat a call later, and decides how long it waits."""
 
     def __init__(self) -> None:
         self._times = 0
@@ -103,7 +103,7 @@ class _TurnedAway:
         Raises:
             ServiceDownError: ``model_rate_limited``: the server refused it for as long as a call
                 may take.
-            TransientError: ``model_server_busy``: the server was busy each time, and names no time.
+            TransientError: ``model_server_busy``: the server was busy each time, and named no time.
         """
         self._times += 1
         self.began_at = min(self.began_at, time.monotonic())
@@ -168,7 +168,7 @@ class ServerGroup:
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
         self._set_aside_until: dict[str, float] = {}
-        #: Latest digest of each server, also of one that is down now.
+        #: Latest digest of each server, even of one that is down now.
         self._digests: dict[str, str] = {}
         self._digests_asked_at = -math.inf
         self._asking_digests = threading.Lock()

@@ -1,7 +1,7 @@
 """Answers with fields: one call returns description, tags and visible text, if a server can do it.
 
 A server that accepts a JSON schema holds its model to it. The answer is still untrusted text: it is
-parsed here, cleaned for storing, and refused if it has no whole description.
+parsed here, cleaned for storing, and refused if it has no complete description.
 """
 
 import json
@@ -45,8 +45,8 @@ _BETWEEN_TAGS = re.compile(r"[,;\n，、；]")  # noqa: RUF001
 _HALF_AN_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?\Z")
 #: What may be missing if JSON was cut within its last field: a text, or a list of lines.
 _MISSING_ENDS = ('"}', '"]}', "}")
-#: Visible text loops if its end is the same this many times in a row, as in the audit, and if that
-#: end is not short (characters).
+#: Visible text loops if it ends with the same piece this many times in a row, as in the audit, and
+#: if the repetitions have at least this length (characters).
 _ROUNDS_OF_A_LOOP, _SHORTEST_LOOP = 4, 100
 
 
@@ -85,8 +85,8 @@ def description_in(answer: str, *, cut_by_length: bool = False) -> Description:
 
     Args:
         answer: cleaned answer.
-        cut_by_length: it reached the limit of tokens. If the cut is in the visible text, the last
-            field, the other fields are whole, and what there is of it is kept.
+        cut_by_length: it reached the limit of tokens. If the cut is in the visible text, which is
+            the last field, the other fields are complete, and the part before the cut is kept.
 
     Raises:
         TransientError: ``model_output_invalid``: the answer is not the expected JSON, has no
@@ -111,7 +111,7 @@ def description_in(answer: str, *, cut_by_length: bool = False) -> Description:
 
 
 def _object_in(answer: str, *, cut_by_length: bool) -> Any:
-    # Models write more around the object if their server does not hold them to the schema.
+    # Models write text around the object if their server does not hold them to the schema.
     begin = max(0, answer.find("{"))
     try:
         return _JSON.raw_decode(answer, begin)[0]

@@ -315,7 +315,7 @@ def test_a_server_that_is_named_twice_is_one(
 def test_one_wrong_address_among_several_is_refused(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    with pytest.raises(ConfigurationError, match="with commas between"):
+    with pytest.raises(ConfigurationError, match="separated by commas"):
         build(
             ollama_host=f"{server.ollama_url},gpu:11434",
             openai_base_url=f"{server.openai_url},gpu:8000/v1",

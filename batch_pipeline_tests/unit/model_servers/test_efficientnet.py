@@ -98,7 +98,7 @@ def test_a_file_that_would_run_a_program_runs_nothing(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(pickle.dumps(Program(), protocol=2) * 5)
 
-    with pytest.raises(pickle.UnpicklingError, match=r"posix\.mkdir has no place in weights"):
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.mkdir must not be in weights"):
         efficientnet._read_weights(file)
     assert not (tmp_path / "made").exists()
 
