@@ -1,1 +1,1 @@
-"""The functions of the pipeline; steps, commands and tests call the same ones."""
+"""The functions of the pipeline; steps, commands and tests call the same functions."""

@@ -1,7 +1,7 @@
 """The interface for applications: ``from batch_pipeline import Filters, search``.
 
-The settings name database, storage and model. By default they are read from the environment and
-``.env``. The connections are opened once per process and shared by all threads.
+The settings name the database, the storage and the model. By default they are read from the
+environment and ``.env``. The connections are opened once per process and shared by all threads.
 """
 
 import uuid

@@ -2,12 +2,12 @@
 
 The backup is a tar file. ``backup.json`` describes its contents, ``database.dump`` and
 ``dagster.dump`` are in PostgreSQL's custom format, and ``files/`` contains originals and thumbnails
-of uploads. A dump contains the whole database, also tables of other programs, because our tables
+of uploads. A dump contains the whole database with the tables of other programs, because our tables
 and theirs may refer to each other. The dump is made first, so that every row in it has its file. A
 row without its file would fail; a file without its row does no harm.
 
-A restore works in the opposite order: files first, so that no row exists before its file. Before
-that, everything is checked that could make it fail, or replace tables of other programs.
+A restore works in the opposite order: files first, so that no row exists before its file. It begins
+with checks of everything that could make it fail, or replace tables of other programs.
 """
 
 import io
@@ -151,13 +151,13 @@ def restore(
             existing ones are refused.
 
     Raises:
-        RefusedError: the file is not a backup, or is of a newer version; the database is not empty,
-            a process uses it, tables of other programs are in the way, or a pooler is in front of
-            it.
+        RefusedError: the file is not a backup, or a newer version made it; the database is not
+            empty, a process uses it, tables of other programs are in the way, or a pooler is in
+            front of it.
         ConfigurationError: our role may not replace the tables.
         ServiceDownError: another transaction uses the tables.
         PipelineError: it could not be restored. Dagster's tables and then ours are restored, each
-            completely or not at all. Files that were restored before stay.
+            completely or not at all. Files that are already restored stay.
     """
     try:
         with tarfile.open(file) as archive:
@@ -232,7 +232,7 @@ def _read_about(archive: tarfile.TarFile, file: Path) -> Backup:
     """Read the description of a backup; fields that a newer version has added are ignored."""
     about = archive.extractfile(_ABOUT)
     if about is None:
-        raise RefusedError(f"{file} is not one of our backups: it does not say what it contains")
+        raise RefusedError(f"{file} is not one of our backups: its {_ABOUT} is not a file")
     known = {field.name for field in fields(Backup)}
     try:
         said = json.loads(about.read())
@@ -332,7 +332,7 @@ def _is_there(dagster: URL, settings: Settings, database: Database) -> bool:
     """Return whether Dagster has made its tables.
 
     Raises:
-        PipelineError: its database cannot be asked; without it the backup would not be complete.
+        PipelineError: Dagster's database cannot be read, so the backup would not be complete.
     """
     if not settings.dagster_database_url:
         named = text("SELECT 1 FROM pg_database WHERE datname = :name")

@@ -139,8 +139,8 @@ def submit(
 
     Args:
         paths: files, and folders with their subfolders. Hidden files in folders are skipped, and
-            links to folders are not followed. XMP files beside a photo or film are not uploads, but
-            may contain its date.
+            links to folders are not followed. XMP files beside a photo or video are not uploads,
+            but may contain its date.
         user_id: owner of the batch.
         publisher: announces the new batch.
         storage: where the files go.
@@ -280,7 +280,7 @@ def _put(storage: Storage, file: AcceptedFile, target: str) -> str:
             storage.put(file.path, target)
     except OSError as error:  # such as a memory card that was pulled out
         return f"it cannot be read: {error.strerror}"
-    # The checksum is that of the old bytes, which may be known and described.
+    # With the checksum of the old bytes, the file could get the description of another file.
     if not file.is_unchanged:
         return "it was changed or moved while it was submitted: submit it again"
     return ""

@@ -1,8 +1,9 @@
 """Dumps of whole databases by PostgreSQL's own programs, and how they are restored.
 
 A dump contains everything in a database, because tables of other programs and ours may refer to
-each other. So it is checked first whether our role may read them, and whether a restore would
-replace tables of other programs. ``backup.py`` puts dumps and files into one archive.
+each other. So a dump first checks whether our role may read all tables, and a restore first checks
+whether it would replace tables of other programs. ``backup.py`` puts dumps and files into one
+archive.
 """
 
 import os
@@ -34,7 +35,7 @@ from batch_pipeline.wording import listed
 
 #: Longest wait of a restore for a lock that others hold (seconds).
 _LOCK_SECONDS = 15
-#: The head of each script of ``pg_restore``, which would end the limit above.
+#: A statement in the head of each script of ``pg_restore``; it would lift the limit above.
 _NO_LIMIT = b"SET lock_timeout = 0;"
 #: What a script drops before it makes anything.
 _DROPPED = re.compile(r"DROP ((?:MATERIALIZED |FOREIGN )?(?:TABLE|VIEW)|SEQUENCE) IF EXISTS (.+);")
@@ -57,14 +58,14 @@ def require_known_version(database: Database) -> None:
     """Refuse a server that is newer than our ``pg_dump``.
 
     Raises:
-        RefusedError: it is.
+        RefusedError: the server is newer.
     """
     with database.transaction() as connection:
         version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
     if version > SERVER_VERSION:
         raise RefusedError(
-            f"the server is PostgreSQL {version}, our pg_dump is of {SERVER_VERSION}: use the "
-            "server's own pg_dump, and copy the storage after it"
+            f"the server is PostgreSQL {version}, our pg_dump is version {SERVER_VERSION}: use the "
+            "server's own pg_dump, then copy the storage"
         )
 
 
@@ -76,7 +77,7 @@ class DumpedDatabase:
     variable: str
     """Setting that names it."""
     programs: tuple[Program, ...]
-    """Whose database it is. All other tables are of other programs."""
+    """The programs that own the database. All other tables belong to other programs."""
 
     def dump(self, file: Path) -> list[str]:
         """Write a dump; returns the tables of other programs that our role may not read.
@@ -95,7 +96,7 @@ class DumpedDatabase:
 
 @dataclass(frozen=True)
 class ReadyDump:
-    """A dump that can be restored, as far as that can be known before."""
+    """A dump that has passed all checks that are possible before a restore."""
 
     database: DumpedDatabase
     script: Path
@@ -171,15 +172,15 @@ class ReadyDump:
 
 
 def _require_same_schemas(dump: Path, extensions: Mapping[str, str]) -> None:
-    """Refuse a dump whose tables name an extension in another schema than that where it is."""
+    """Refuse a dump whose tables expect an extension in another schema than the one it is in."""
     head = dump.with_suffix(".head")
     _run("pg_restore", "--section=pre-data", f"--file={head}", str(dump))
     for name, schema in _EXTENSION.findall(head.read_text("utf-8", errors="replace")):
         here, there = extensions.get(name.strip('"')), schema.strip('"')
         if here not in {None, there}:
             raise RefusedError(
-                f"the extension {name} is in the schema {here} of this database, and in {there} in "
-                f"the backup, whose tables need it there. As its owner, run: CREATE SCHEMA IF NOT "
+                f"the extension {name} is in the schema {here} of this database, but the tables in "
+                f"the backup need it in {there}. As its owner, run: CREATE SCHEMA IF NOT "
                 f"EXISTS {schema}; ALTER EXTENSION {name} SET SCHEMA {schema};"
             )
     head.unlink()
@@ -214,7 +215,7 @@ def _dropped(script: Path) -> set[str]:
     dropped = set()
     with script.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            if line.startswith("-- Name: "):  # from here on it makes things
+            if line.startswith("-- Name: "):  # from here on, the script creates things
                 break
             if found := _DROPPED.match(line):
                 dropped.add(f"{found[1]} {found[2]}".replace('"', ""))
@@ -227,7 +228,7 @@ def _as_dropped(relation: Relation) -> str:
 
 
 def _require_droppable(target: Database, drop: str) -> None:
-    """Drop what will be replaced, and take it back: better now than after files were written."""
+    """Drop what will be replaced, and roll back: an error must come before files are written."""
     if not drop:
         return
     with failures_named(), target.engine.connect() as connection:
@@ -256,7 +257,8 @@ def _unreadable(dumped: DumpedDatabase) -> list[Relation]:
     """Find tables of other programs that our role may not read, with their sequences.
 
     Raises:
-        RefusedError: without them the backup could not be restored, or it may not read our own.
+        RefusedError: without them the backup could not be restored, or our role may not read our
+            own tables.
     """
     database = Database(dumped.url)
     try:
@@ -318,7 +320,7 @@ def _run(program: str, *arguments: str, url: URL | None = None) -> None:
 
 
 def _require_no_pooler(url: URL) -> None:
-    """Refuse a pooler: settings of the programs' sessions would stay for other clients of it."""
+    """Refuse a pooler: its other clients would get the session settings of these programs."""
     address = libpq_url(url.render_as_string(hide_password=False))
     with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
         if is_pooled(connection):

@@ -322,8 +322,8 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
         _require_no_users(connection, space)
         if space.key == current:
             raise RefusedError(
-                f"embedding space {space_id} is the one of the settings, {space.key.model} with "
-                f"{space.key.width} numbers: new uploads go into it. Set another model first"
+                f"new uploads go into embedding space {space_id}, because the settings name its "
+                f"model ({space.key.model} with {space.key.width} numbers): set another model first"
             )
         try:
             drop_space(connection, space)
@@ -334,7 +334,8 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
                 "database_down",
                 f"another transaction uses the vectors of embedding space {space_id}: try again",
             ) from error
-        # A user may have been switched to it since the first check. After the drop none can be.
+        # A user may have been switched to the space since the first check. After the drop, that is
+        # no longer possible.
         _require_no_users(connection, space)
     return space
 
@@ -375,7 +376,7 @@ def _addresses(settings: Settings, embedder: AnalyzerName) -> list[str]:
 
 
 def _server(address: str) -> str:
-    """Return an address without its cap on calls (``#4``), as the same server may get another."""
+    """Return an address without its cap on calls (``#4``), which may change for the same server."""
     return address.partition("#")[0].rstrip("/")
 
 

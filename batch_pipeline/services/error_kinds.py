@@ -78,7 +78,7 @@ ERROR_KINDS = (
         "unsupported_format",
         Ending.FILE,
         (
-            "The content of the file has no accepted format, or its decoder is an extra that is "
+            "The content of the file has no accepted format, or its decoder is in an extra that is "
             "not installed. The reason says which."
         ),
         "Install the extra, or convert the file to one of [these formats](formats.md).",
@@ -290,7 +290,7 @@ ERROR_KINDS = (
         "model_quota_used_up",
         Ending.SERVICE,
         "The quota of the model service is used up (402, `insufficient_quota`).",
-        "Check plan and billing of the service.",
+        "Check the plan and the billing of the service.",
     ),
     ErrorKind(
         "model_rate_limited",
@@ -305,13 +305,13 @@ ERROR_KINDS = (
     ErrorKind(
         "model_refuses_all",
         Ending.SERVICE,
-        "The server answers 400 or 422 to every call, also for a known picture.",
+        "The server answers 400 or 422 to every call, even for a known picture.",
         "Read the reason; often the name of the model is wrong, or the server has a limit.",
     ),
     ErrorKind(
         "model_fails_all",
         Ending.SERVICE,
-        ("The server lists its models, but answers every call with 5xx, also for a known picture."),
+        ("The server lists its models, but answers every call with 5xx, even for a known picture."),
         (
             "Read the reason; often the model does not fit into memory, is still being loaded, or "
             "the server behind a gateway is away."
@@ -372,7 +372,7 @@ ERROR_KINDS = (
             "No Celery worker has started the step, and its message is no longer in the broker. "
             "Another run processes the upload."
         ),
-        "Nothing; let the broker keep its messages over a restart (Redis: `appendonly yes`).",
+        "Nothing; let the broker keep its messages across restarts (Redis: `appendonly yes`).",
     ),
     ErrorKind(
         "configuration",

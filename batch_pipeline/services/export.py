@@ -117,7 +117,7 @@ def export_user(
                         _write_files(storage, partial, said, done, originals=originals)
         if not (done.batches or done.uploads or done.model_calls):
             raise NotFoundError(f"nothing is stored about user {user_id}")
-        if target.exists():  # it stays the same folder: it may be somebody's working directory
+        if target.exists():  # the folder is kept: it may be somebody's working directory
             target.chmod(0o700)
             for written in partial.iterdir():
                 written.rename(target / written.name)

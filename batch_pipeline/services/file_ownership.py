@@ -6,9 +6,9 @@ that a file is ours:
 
 - **The owner of the storage**, ``.batch_pipeline/owner.json``, names one database. It is written
   when the storage is empty, when it is the default one under the home folder, or by a person
-  (``tidy --take-over``). Only the owner removes leftover files. A restore has no identity before
-  its last step, so it first leaves the note ``.batch_pipeline/restore`` in an empty storage. If the
-  restore fails, the next one finds the note and still becomes the owner.
+  (``tidy --take-over``). Only the owner removes leftover files. A database has no identity before
+  the last step of its restore, so a restore first leaves the note ``.batch_pipeline/restore`` in an
+  empty storage. If the restore fails, the next one finds the note and still becomes the owner.
 - **A submission in progress**, ``.batch_pipeline/submissions/<batch>.json``, lists the originals
   that it is about to store. It is written before the first of them, and removed before the rows are
   committed. As long as it exists, no database has rows for these files. The note is on the storage
@@ -52,7 +52,7 @@ _SUBMISSIONS = ".batch_pipeline/submissions"
 _RENEW_SECONDS = 60 * 60
 #: Key of the advisory lock under which the owner is decided; any unused constant.
 _CLAIM_LOCK = 4_920_118_633
-#: Of how many uploads the files are looked for on a storage without a note.
+#: Number of uploads whose files are looked for on a storage without a note.
 _LOOKED_FOR = 20
 
 
@@ -70,7 +70,7 @@ def paths_in_use(
     """Return those of the paths that rows of uploads name, except the rows `but_of`."""
     if not paths:
         return set()
-    # One parameter and one statement for all: no index helps, so each reads the whole table.
+    # One statement for all paths, because no index helps: each statement reads the whole table.
     is_one = any_(cast(list(paths), ARRAY(Text)))
     naming = select(Upload.id, Upload.file_path, Upload.thumbnail_path).where(
         or_(Upload.file_path == is_one, Upload.thumbnail_path == is_one)
@@ -113,7 +113,7 @@ class FileOwnership:
         return found if isinstance(found, str) else None
 
     def is_marked(self) -> bool:
-        """Return whether the owner, a database or none, was decided; raises as `owner`."""
+        """Return whether a note says who the owner is, a database or nobody; raises as `owner`."""
         return self._storage.exists(OWNER_NOTE)
 
     def claim(self) -> bool:
@@ -129,7 +129,7 @@ class FileOwnership:
             with self._database.transaction() as connection:
                 connection.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
                 is_ours = self._may_be_claimed()
-                # Looked at last: the claim of another process begins with the folder of the note.
+                # Checked last: the claim of another process first creates the folder of the note.
                 if not self.is_marked():
                     self._write_owner(identity if is_ours else None)
         return self.is_owner()
@@ -142,10 +142,10 @@ class FileOwnership:
         return self._may_be_claimed()
 
     def require_note(self) -> None:
-        """Check that the storage has not gone away since `claim`, so that its files only seem gone.
+        """Check that the storage is still there; if it is not, its files only seem gone.
 
         Raises:
-            ServiceDownError: the note is missing, too.
+            ServiceDownError: the note that `claim` found or wrote is missing.
         """
         if not self.is_marked():
             raise not_the_storage(OWNER_NOTE)
@@ -160,7 +160,9 @@ class FileOwnership:
         self._storage.remove(_RESTORE)
 
     def begin_restore(self) -> bool:
-        """Return whether only restores have written to the storage; then take it over at the end.
+        """Return whether only restores have written to the storage.
+
+        If so, the caller takes it over at the end.
 
         Raises:
             ServiceDownError: the storage cannot be used.
@@ -240,7 +242,7 @@ class FileOwnership:
                 if self._storage.exists(path):
                     return
             except PermanentError:
-                continue  # it leads out of the storage, so it says nothing about this one
+                continue  # a path out of the storage says nothing about the storage
             missing = path
         if missing:
             raise not_the_storage(missing)

@@ -74,7 +74,7 @@ _HAS_VECTOR = or_(
 
 
 class History(Protocol):
-    """What Dagster keeps of batches and uploads. Every method may be repeated."""
+    """What Dagster keeps about batches and uploads. Every method may be repeated."""
 
     def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
         """Return the ids of the runs of a batch that have not ended."""
@@ -97,7 +97,7 @@ class History(Protocol):
     def forget_upload(
         self, upload_id: uuid.UUID, batch_id: uuid.UUID | None, runs: Sequence[str]
     ) -> Mapping[str, int]:
-        """Delete what is kept of one upload, and the reports of its batch.
+        """Delete what is kept about one upload, and the reports of its batch.
 
         `runs` are those of `runs_with`. Returns the counts by kind.
         """
@@ -145,7 +145,7 @@ class _Chosen:
     """Single uploads, each with its batch, which stays, or None."""
     user_id: uuid.UUID | None = None
     shared: Sequence[uuid.UUID] = ()
-    """Batches of the user that also have uploads of other users, to whom they go."""
+    """Batches of the user that also have uploads of other users; one of those users gets them."""
 
 
 def forget(
@@ -157,18 +157,18 @@ def forget(
     originals: bool = False,
     dry_run: bool = False,
 ) -> Receipt:
-    """Delete an upload, a batch or a user with everything that is kept of it.
+    """Delete an upload, a batch or a user with everything that is kept about it.
 
     Args:
         pipeline: the pipeline with the rows and files.
         history: what Dagster keeps.
         named: whether the id is that of an upload, a batch or a user.
-        id_: the id. If its rows are already gone, what Dagster keeps of it is still deleted.
+        id_: the id. If its rows are already gone, what Dagster keeps about it is still deleted.
         originals: also delete files that are not proven to be the pipeline's own.
         dry_run: only count.
 
     Raises:
-        NotFoundError: nothing is kept of it.
+        NotFoundError: nothing is kept about it.
         RefusedError: it is being processed, or may be; or the upload API does not let its rows be
             deleted. Or it was reopened, or an upload was added to it, during the deletion; then the
             message says that a part is deleted.
@@ -284,7 +284,7 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
 
 
 def _require_ended(connection: Connection, batch_id: uuid.UUID) -> str:
-    """Lock a batch, and refuse if it is open; returns what it is called in messages."""
+    """Lock a batch, and refuse if it is open; returns its name in messages."""
     row = connection.execute(
         select(UploadBatch.status, NAME).where(UploadBatch.id == batch_id).with_for_update()
     ).one_or_none()
@@ -309,7 +309,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
         ids = connection.scalars(
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
-        # Constraints that the API has deferred to the commit refuse here, too.
+        # Constraints of the API that are deferred to the commit are checked here already.
         connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         _require_deletable(connection, ids, chosen.batches)
         counts["vectors"] = connection.execute(
@@ -320,7 +320,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
             update(Upload)
             .where(one_of(Upload.id, ids))
             .values(
-                # Each another one: an API may allow a name only once in a batch.
+                # Each name is different: an API may allow a name only once in a batch.
                 filename=func.concat("deleted ", Upload.id),
                 hidden=True,
                 description=None,
@@ -334,8 +334,8 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
             )
         )
         if chosen.user_id not in {None, LOCAL_USER}:
-            # Such a batch goes to another user now, but these uploads must not: another call has to
-            # find them if this one is interrupted.
+            # A shared batch goes to another user below, but these uploads must not: another call
+            # has to find them if this one is interrupted.
             of_nobody = and_(Upload.user_id.is_(None), one_of(Upload.batch_id, chosen.shared))
             connection.execute(
                 update(Upload)
@@ -425,7 +425,7 @@ def _forget_batch(
         uploads = _delete_uploads(connection, one_of(Upload.id, ids), files)
         label = _require_ended(connection, batch_id)
         if connection.scalar(select(Upload.id).where(Upload.batch_id == batch_id).limit(1)):
-            # Its file, and what Dagster keeps of it, would stay for ever.
+            # Its file, and what Dagster keeps about it, would stay for ever.
             raise RefusedError(
                 f"an upload was added to batch {label} while the batch was being deleted: delete "
                 "again"
@@ -493,7 +493,7 @@ def _forget_rest_of_user(
             exists().where(upload_owned_by(user_id)),
         )
         if not receipt.dry_run and connection.scalar(select(came)):
-            # By a submission, or by the sweep, which puts uploads without a batch into one.
+            # A submission adds them, or the sweep, which puts uploads without a batch into one.
             raise RefusedError(
                 f"uploads or a batch were added to user {user_id} while the user was being "
                 "deleted: delete again"
@@ -568,7 +568,7 @@ class _Files:
         #: Files that are counted as removed or missing, since two uploads may name the same one.
         self._counted: set[str] = set()
         #: Uploads whose thumbnail other rows name, since an upload API may copy rows. Their records
-        #: stay, by which the tidy finds the thumbnail when those rows are gone.
+        #: stay, so that the tidy finds the thumbnail when those rows are gone.
         self.shared: set[uuid.UUID] = set()
 
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
@@ -613,7 +613,7 @@ class _Files:
         return ours or self._all
 
     def _require_storage(self) -> None:
-        """Keep the rows if the files only seem gone, because the storage went away meanwhile."""
+        """Raise an error if the storage went away: its files only seem gone, and rows must stay."""
         if not self._dry_run:
             self._ownership.require_note()
 

@@ -138,8 +138,8 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
             yield _check(
                 "oldest waiting upload",
                 lambda: _oldest_waiting(database, longest_wait),
-                "`batch-pipeline status` says what it waits for; in the UI, so do the ticks of "
-                "pending_batches (Automation)",
+                "`batch-pipeline status` says what it waits for; the ticks of pending_batches in "
+                "the UI (Automation) also show it",
             )
             yield _check(
                 "notifications",
@@ -209,7 +209,7 @@ def _time_limits(database: Database) -> str:
         return ""
     return (
         f"{', '.join(limits)}: the server ends longer statements of ours, and behind a pooler we "
-        "cannot change that: ALTER ROLE … RESET … for the role of BATCH_PIPELINE_DATABASE_URL"
+        "cannot change that. Run ALTER ROLE … RESET … for the role of BATCH_PIPELINE_DATABASE_URL"
     )
 
 
@@ -311,8 +311,8 @@ def _storage_hint(settings: Settings) -> str:
     if "://" in settings.storage_location and not settings.storage_location.startswith("file://"):
         return (
             "start the object store, make the bucket, or give the key the right to read, write "
-            "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, address and key are "
-            "those of its client (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
+            "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, the client of the store "
+            "has settings for address and key (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
         )
     return (
         "mount the folder, make it writable and look for free space, or set "

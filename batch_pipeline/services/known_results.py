@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from batch_pipeline.services.pipeline import Pipeline
     from batch_pipeline.services.states.upload_states import Claim
 
-#: A note that an attempt describes a content is useless after this time, because every attempt ends
-#: sooner (seconds).
+#: After this time, a note in ``descriptions_in_work`` is useless, because every attempt ends sooner
+#: (seconds).
 NOTE_SECONDS = 24 * 3600.0
 
 
@@ -253,7 +253,7 @@ def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
     """Count uploads of a batch whose bytes already have a description with the current fingerprint.
 
     Models are asked for their fingerprint only if there are candidates. If they or the database
-    cannot be asked, the count is 0: the batch is submitted all the same.
+    cannot be asked, the count is 0: the batch is submitted anyway.
     """
     other = aliased(Upload)
     everybody = pipeline.settings.share_results

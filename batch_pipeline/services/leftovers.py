@@ -49,7 +49,7 @@ class Leftovers:
     removed: int = 0
     """How many of the files were removed."""
     need_a_person: bool = False
-    """Whether the files are so many that they are only removed with `force`."""
+    """Whether there are so many files that they are only removed with `force`."""
     kept_because: str | None = None
     """Why the files were not removed, or why no search was made; None if they were removed."""
     submissions: dict[uuid.UUID, Sequence[str]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def remove_leftovers(
         storage: the storage to search.
         ownership: proves which files are ours.
         dry_run: change nothing.
-        force: also remove more than a small share, because a person has checked it.
+        force: also remove more than a small share, because a person has checked the files.
         grace_seconds: younger files are left alone.
 
     Raises:
@@ -102,9 +102,9 @@ def remove_leftovers(
     found.need_a_person = are_many and not force
     if found.need_a_person:
         found.kept_because = (
-            f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
-            "over. That is too many to remove unchecked: look at `batch-pipeline tidy --dry-run`, "
-            "then run `batch-pipeline tidy --force`"
+            f"{len(found.files)} of {found.recorded} files that are recorded as ours look like "
+            "leftovers. That is too many to remove unchecked: look at `batch-pipeline tidy "
+            "--dry-run`, then run `batch-pipeline tidy --force`"
         )
     elif dry_run:
         found.kept_because = "this was a dry run"
@@ -186,7 +186,7 @@ def _made_thumbnails(
 
 
 def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> None:
-    ownership.require_note()  # else every thumbnail looked as if it was gone
+    ownership.require_note()  # without the storage, every thumbnail would look gone
     originals = {path for paths in found.submissions.values() for path in paths}
     for leftover in found.files:
         if leftover.path not in originals:

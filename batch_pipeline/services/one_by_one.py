@@ -1,4 +1,4 @@
-"""Processes many items; an item that raises an error is left out, and the others go on.
+"""Processes many items; an item that raises an error is left out, the others are processed.
 
 Sensors, schedules and the sweep use this for rows, files, runs and their tags, because other
 programs write these, too. The tick reports every item that was left out and its error.

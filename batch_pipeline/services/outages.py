@@ -7,9 +7,9 @@ the service down. If only one upload is affected, the error is replaced by the o
 
 If a model server goes down during calls, one of these calls may be the cause. All uploads whose
 calls were interrupted are suspects. Over all workers, only one suspect is sent at a time, after a
-question with a known answer. A suspect that is not the cause gets its answer then. If the server
+question with a known answer. A suspect that is not the cause then gets its answer. If the server
 repeatedly dies during calls for one upload while it answers others, that upload fails. If the
-server stays down or also dies of the known question, no upload is the cause, and nothing is
+server stays down or also dies during the known question, no upload is the cause, and nothing is
 counted.
 """
 
@@ -38,7 +38,8 @@ from batch_pipeline.model_servers.base import (
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.storage import Storage
 
-#: Server deaths during calls of one upload, with other calls answered in between, until it fails.
+#: An upload fails after this many server deaths during its calls, if the server answered other
+#: calls in between.
 MAX_SERVER_DEATHS = 4
 #: Name of the call slot of suspects; there is one for all servers.
 _ALL_SERVERS = ["model servers"]
@@ -86,7 +87,7 @@ def apart_from_suspects(
     Raises:
         ServiceDownError: no server answers the known question either.
         WorkCancelledError: the caller's work is no longer wanted.
-        WorkPausedError: a person has paused it, or every server.
+        WorkPausedError: a person has paused the work, or every server.
     """
     # If a server restarts at once, its death looks like an error of each broken call.
     if not upload.server_deaths and upload.error_kind != "model_server_error":

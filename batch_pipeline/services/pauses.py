@@ -75,7 +75,7 @@ class Pause:
     reason: str
     since: datetime
     name: str | None = None
-    """Of the batch."""
+    """Name of the batch."""
 
     def __str__(self) -> str:
         """Return the pause as a sentence for people."""

@@ -47,7 +47,7 @@ class Trial:
 
 
 def lone_vision(settings: Settings) -> VisionModel:
-    """Return the vision model, without the limit on calls that processes share by a database.
+    """Return the vision model, without the limit on calls that processes share in the database.
 
     Raises:
         ConfigurationError: a setting of the model is not valid.

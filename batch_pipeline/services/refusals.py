@@ -1,7 +1,7 @@
-"""How models begin when they do not describe a picture: they decline, or they see no picture.
+"""Recognises answers in which a model declines, or says that it sees no picture.
 
-Such a text is about the request, not about the picture. Only its beginning is looked at, because a
-description may quote the same words from a sign or a screen. A description that is taken for a
+Such a text is about the request, not about the picture. Only its beginning is checked, because a
+description may quote the same words from a sign or a screen. A description that is mistaken for a
 refusal fails its upload, so each pattern needs words that only a speaker uses: "I", "we", what an
 assistant cannot do, or what is missing in a message.
 """
@@ -17,7 +17,7 @@ _LEAD = re.compile(
     r"|antwoord|opis|описание|ответ|描述|回答|説明)[\s*_]*[:：])*",  # noqa: RUF001
     re.IGNORECASE,
 )
-#: Far more than any opening below (characters).
+#: Much longer than any opening below (characters).
 _LONGEST_OPENING = 300
 
 _PICTURE = r"(?:image|picture|photo|photograph|file|attachment|screenshot|upload)s?"

@@ -48,7 +48,7 @@ class StoppedBatch:
     """A cancelled batch, or one that was given up."""
 
     label: str
-    """What it is called in a message."""
+    """Its name in messages."""
     status: str
     left: int
     """Number of its uploads that have not ended."""

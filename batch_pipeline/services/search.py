@@ -63,8 +63,8 @@ LEAST_READ = 100
 #: The planner's cost of an operator. By default (0.0025) the planner assumes that a comparison of
 #: two vectors of 1,024 numbers costs as much as one of two integers. Then it reads all 100,000
 #: vectors instead of the index, which takes 490 ms instead of 4 ms (``benchmarks/search.py``). With
-#: a much higher cost, the planner also takes the conditions of filters to be expensive, and uses
-#: the index where it is both slower and less exact.
+#: a much higher cost, the planner assumes that the conditions of filters are expensive, too, and
+#: uses the index where it is both slower and less exact.
 COMPARISON_COST = 0.1
 #: Added to the similarity of an upload that contains all words of the question.
 WORDS_BONUS = 0.3
@@ -322,7 +322,7 @@ class _Cursor:
             return cls(last, (int(tier), float.fromhex(score), uuid.UUID(upload_id)))
         except (ValueError, OverflowError):
             raise RefusedError(
-                f"{text!r} is not where a page begins: expected the cursor of a result"
+                f"{text!r} is not a cursor: expected the cursor of a result of the previous page"
             ) from None
 
 
@@ -387,7 +387,8 @@ class _Candidates:
             hits = _each_once(near, with_copies=self._with_copies)
             # Beyond this distance, hits by words are known, but nearer uploads may be missing.
             complete = [hit for hit in hits if hit.key < (_TIERS["meaning"], edge)]
-            # An upload that was added since the last page may sort before it, and is left out then.
+            # An upload that was added since the last page may sort before its last result; such an
+            # upload is left out.
             rest = [hit for hit in complete if last is None or hit.key > last.key]
             # If many hits were copies, too few may be left, so more are read.
             if len(rest) >= count or edge == math.inf:
@@ -411,8 +412,8 @@ class _Candidates:
             in_order = select(read).order_by(read.c.distance + 0).limit(count + 1)
             rows = self._connection.execute(in_order).all()
             if len(rows) <= count:
-                # The index gives up after `hnsw.max_scan_tuples`, even if few of them match. It
-                # cannot be used for this expression, so everything that matches is compared.
+                # The index gives up after `hnsw.max_scan_tuples`, even if few of them match. This
+                # expression cannot use the index, so all matching rows are compared.
                 exact = statement.order_by(view.distance + 0).limit(count + 1)
                 rows = self._connection.execute(exact).all()
             hits += [_Hit(row, "meaning", view.space.key.model) for row in rows]

@@ -16,7 +16,7 @@ from batch_pipeline.model_servers.structured import normalised_tag
 from batch_pipeline.services.search_words import UNREADABLE
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
-#: Stored formats of other names. HEIC is a HEIF file with a certain codec.
+#: Stored formats by other names for them. HEIC is a HEIF file with a certain codec.
 _STORED = {"jpg": ("jpeg",), "heif": ("heif", "heic"), "tif": ("tiff",)}
 
 

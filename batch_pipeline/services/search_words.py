@@ -60,7 +60,7 @@ class Question:
 
     @property
     def has_stem(self) -> ColumnElement[bool]:
-        """Condition: the upload has this file name, but for its extension.
+        """Condition: the upload has this file name, apart from the extension.
 
         It needs all words of the question, so that their index is used. `names` must check the
         result: an extension may contain a dot here.
@@ -83,7 +83,7 @@ class Question:
             _contains(func.plainto_tsquery, self.text, "english"),
             _contains(func.plainto_tsquery, self.text),
         ]
-        if not self.text.split()[1:]:  # the index has split names at such characters
+        if not self.text.split()[1:]:  # one word: the index splits names at punctuation, too
             asked.append(_contains(func.plainto_tsquery, re.sub(r"[\W_]+", " ", self.text)))
         return and_(_indexed, or_(*asked))
 

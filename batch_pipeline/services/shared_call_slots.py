@@ -400,8 +400,8 @@ class SharedCallSlots:
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
         if lane.held < lane.wanted and others:
-            # Running processes renew their leases long before they end. At this time the rows of
-            # dead ones can be removed.
+            # A running process renews its lease long before the end of the lease. So after that
+            # end, the process is dead, and its row can be removed.
             after = min(after, max(0.0, min(row.lease_left for row in others)) + 0.1)
         return after * random.uniform(0.8, 1.0)  # noqa: S311 - spreads processes
 

@@ -47,7 +47,7 @@ def short(whole: uuid.UUID | str) -> str:
 
 
 def batch_label(batch_id: uuid.UUID | str, name: str | None) -> str:
-    """What a batch is called in a message: its name, if it has one, and its short id."""
+    """Return the name of a batch for messages: its name, if it has one, and its short id."""
     return f"{visible_line(name)} ({short(batch_id)})" if name else short(batch_id)
 
 

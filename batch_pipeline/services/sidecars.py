@@ -1,4 +1,4 @@
-"""Sidecars: small XMP files beside photos and films, in which programs store metadata.
+"""Sidecars: small XMP files beside photos and videos, in which programs store metadata.
 
 This module finds the sidecar of a file. `batch_pipeline.media.metadata` reads its contents.
 """

@@ -74,7 +74,7 @@ Stored = TypeVar("Stored")
 def outage_pause(error: PipelineError) -> float:
     """Return how long uploads wait after an outage, in seconds.
 
-    That is what the service asked for, or `OUTAGE_PAUSE_SECONDS`.
+    It is the time that the service asked for, or `OUTAGE_PAUSE_SECONDS`.
     """
     return getattr(error, "resume_after_seconds", None) or OUTAGE_PAUSE_SECONDS
 
@@ -155,7 +155,7 @@ class _Patience:
                 if time.monotonic() > give_up_at:
                     raise
                 log.warning("a result of %r waits to be stored: %s", self.filename, error)
-            # If only the reply was lost, the claim has ended because everything is stored.
+            # If only the reply was lost, everything is stored and the claim has ended.
             if failures:
                 _raise_if(self.unwanted)
             failures += 1
@@ -498,7 +498,8 @@ class UploadProcessor:
             else:
                 report.progress = patience.stored(partial(self._states.fail, claim, error))
         except (ClaimLostError, WorkCancelledError):
-            return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
+            reason = "it was cancelled or taken over meanwhile"
+            return SkippedUpload(claim.upload_id, reason, report.filename)
         return FailedUpload(report, error, will_retry)
 
     def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
@@ -509,7 +510,7 @@ class UploadProcessor:
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
-            return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
+            return SkippedUpload(row.id, "it was cancelled or taken over meanwhile", row.filename)
         # The original stays. It belongs to the application that deleted the row.
         if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
             storage = self._pipeline.storage
@@ -545,8 +546,8 @@ class UploadProcessor:
 def _may_be_another_file(row: AnyRow, media_type: MediaType, file: BinaryIO) -> bool:
     """Return whether the row may have no SHA-256 of this file.
 
-    Upload APIs store none or another hash, and a file may be replaced. Reading a whole film would
-    take long, so for a film with a SHA-256 the size decides.
+    Upload APIs store none or another hash, and a file may be replaced. Reading a whole video would
+    take long, so for a video with a SHA-256 the size decides.
     """
     if row.checksum is None or media_type.file_type == "image":
         return True

@@ -607,7 +607,7 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
     assert pauses["ok"]
     assert "wrong folder" in pauses["detail"]
     assert console("report", batch, "--html", "r.html").code == 0
-    assert "It is paused (batch)" in (tmp_path / "r.html").read_text()
+    assert "It has been paused (batch)" in (tmp_path / "r.html").read_text()
 
     refused = console("resume")
     assert refused.code == 2

@@ -16,8 +16,9 @@ from batch_pipeline.database.session import Database
 
 #: After this time Dagster has recorded the run, or its daemon has died (seconds).
 ASKED_SECONDS = 10.0
-#: A sensor that hangs for longer than a tick may take loses the lock. Its host may have lost
-#: the network, which the server notices only after hours (seconds).
+#: A sensor that hangs for this time loses the lock (seconds). It is longer than a tick may take.
+#: Without this limit, a host that lost its network would hold the lock until the server notices
+#: that, after hours.
 STANDSTILL_SECONDS = 90
 #: Key of the advisory lock; any unused constant.
 _LOCK = 7_305_100_622
@@ -36,7 +37,8 @@ class AskedSlices:
 
     def note(self, keys: Iterable[str]) -> None:
         """Record requests for the next sensor."""
-        # Not `now()`: the transaction began before the sensor looked, which may take that long.
+        # Not `now()`, which is the beginning of the transaction: the sensor may have looked for
+        # work for longer than `ASKED_SECONDS` since then.
         now = func.clock_timestamp()
         old = AskedSlice.asked_at < now - interval(ASKED_SECONDS)
         self._connection.execute(delete(AskedSlice).where(old))

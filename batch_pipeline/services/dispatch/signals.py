@@ -1,8 +1,8 @@
 """Signals new work to dispatch, so that the sensor does not have to poll.
 
-Triggers on the tables notify when uploads were added or became pending again, or
-when a batch was started or reopened. It does not matter which program wrote the rows. A resume
-notifies, too (``services/pauses.py``). A signal only means that there may be work.
+Triggers on the tables notify when uploads were added or became pending again, or when a batch was
+started or reopened. It does not matter which program wrote the rows. A resume notifies, too
+(``services/pauses.py``). A signal only means that there may be work.
 """
 
 import time

@@ -1,14 +1,16 @@
 """Decides which uploads go to which run: finds waiting uploads and opens slices of batches.
 
 A slice is a part of a batch that one run processes, at most ``UPLOADS_PER_RUN`` uploads. Its number
-is written to these uploads and is part of the key of the run. The number is stored before the run
-is requested. So all daemons request the same run, even if they restart in between. The number is
-written only when it is the slice's turn. So a tick reads one upload of each batch and writes only
-the slices that it launches, however many uploads wait. An upload that was in progress when its
-worker or its model server died gets a slice of its own. If it is the cause, it harms no other
-upload.
+is written to these uploads and is part of the key of the run.
 
-``turns.py`` decides whose turn it is. This module does not know Dagster: the sensor counts the runs
+- The number is stored before the run is requested. So all daemons request the same run, even if
+  they restart in between.
+- The number is written only when it is the slice's turn. A tick reads one upload of each batch and
+  writes only the slices that it launches, however many uploads wait.
+- An upload that was in progress when its worker or its model server died gets a slice of its own.
+  If it is the cause, it harms no other upload.
+
+``turns.py`` decides whose turn it is. This module does not use Dagster: the sensor counts the runs
 in flight and launches the chosen slices.
 """
 
@@ -34,11 +36,11 @@ from batch_pipeline.database.readings import (
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
-#: Waits without a slice, and is not delayed.
+#: Condition: an upload waits without a slice, and is not delayed.
 _WITHOUT_SLICE = f"""
     {WAITING_SQL} AND uploads.slice IS NULL
     AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
-#: A worker or a model server died while it processed the upload.
+#: Condition: a worker or a model server died while it processed the upload.
 _SUSPECT = "uploads.deaths + uploads.server_deaths > 0"
 _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
 #: Batches without a user take turns as if one user owned them.
@@ -159,7 +161,7 @@ def open_slice(
     number is returned unchanged.
 
     Raises:
-        LockedError: another transaction has locked the row of the batch, which loses its turn.
+        LockedError: another transaction has locked the row of the batch. The batch loses its turn.
     """
     if slice_.number is not None:
         return slice_

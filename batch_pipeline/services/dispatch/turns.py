@@ -25,14 +25,17 @@ flight, and the sensor's cursor keeps the turns taken so far. The rule:
 New work, retries and rescues are treated alike: only age counts.
 
 The wait is bounded. A user or batch has a place in the order: the moment at which its wait began by
-rules 1 and 4. A later arrival does not go before it, and each earlier one goes before it once. So
-the oldest slice of a batch (for example one that was lost with its run) is launched within **B x U
-turns** of its place, with B open batches of its user and U users with open batches. New submissions
-do not change this. If its user has nothing else in flight, its place is the present. If that user
-has batches of high priority, the count begins half an hour later for a batch of normal priority,
-and an hour later for a batch of low priority. From then on, every new batch and every batch that
-has had a turn has a later place. ``unit/services/test_turns.py`` tests this with arrivals of all
-kinds.
+rules 1 and 4. A later arrival does not go before it, and each earlier one goes before it once. For
+B open batches of a user and U users with open batches, this means:
+
+- The oldest slice of a batch (for example one that was lost with its run) is launched within
+  **B x U turns** of its place. New submissions do not change this.
+- If its user has nothing else in flight, its place is the present.
+- If its user has batches of high priority, the count begins half an hour later for a batch of
+  normal priority, and an hour later for a batch of low priority. After that time, every new batch
+  and every batch that has had a turn has a later place.
+
+``unit/services/test_turns.py`` tests this with arrivals of all kinds.
 """
 
 import heapq
@@ -57,8 +60,8 @@ EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 18
 #: How many users and how many batches the cursor remembers. Those that wait come first, then those
 #: with the newest turns.
 MAX_REMEMBERED = 1000
-#: Turns of users and batches that do not wait are forgotten after this time (seconds): later work
-#: is younger, and users and batches that were deleted must not be named for ever.
+#: Turns of users and batches that do not wait are forgotten after this time (seconds). Their next
+#: work is newer than the turn, and users and batches that were deleted must not be named for ever.
 REMEMBERED_SECONDS = 86400.0
 
 

@@ -1,8 +1,8 @@
 """The outbox: stores events, their deliveries to each target, and the result of each delivery.
 
-Triggers write the events. A sender takes deliveries for `LEASE_SECONDS`. If it
-dies, other senders may take them again after that time. A killed sender may have sent the message
-before it died, so a message can arrive twice, with the same id.
+Triggers write the events. A sender takes deliveries for `LEASE_SECONDS`. If it dies, other senders
+may take them again after that time. A killed sender may have sent the message before it died, so a
+message can arrive twice, with the same id.
 """
 
 import uuid
@@ -180,7 +180,7 @@ def note_answer(
 ) -> None:
     """Store the result of an attempt, unless another sender has taken the delivery since.
 
-    ``final``: the delivery is not retried.
+    If ``final``, the delivery is not retried.
     """
     number = delivery.attempts - 1
     again: Any = None

@@ -1,4 +1,4 @@
-"""Calls of libraries that may hang: nothing waits for their threads, not even the loop's end."""
+"""Calls libraries that may hang: nothing waits for these threads, not even the loop's end."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 def in_own_thread(call: Callable[[], Result]) -> "Future[Result]":
     """Call in a new thread. asyncio has few threads for all calls, and waits for each of them."""
     future: Future[Result] = Future()
-    future.set_running_or_notify_cancel()  # now the end of a wait does not cancel it
+    future.set_running_or_notify_cancel()  # a running future is not cancelled when a wait ends
 
     def run() -> None:
         try:

@@ -38,8 +38,8 @@ TOLD_WITHIN_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
-#: Messages that Apprise still sends after its time, by event and target. The next attempt uses
-#: their result, because a new start would send the message twice.
+#: Messages that Apprise is still sending after its time limit, by event and target. The next
+#: attempt uses their result, because a new start would send the message twice.
 _unfinished: dict[tuple[uuid.UUID, str], "Future[str]"] = {}
 
 
@@ -145,7 +145,7 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
 
 
 async def _told(url: str, delivery: Delivery) -> str:
-    """Tell people, or wait again for an attempt that had too little time."""
+    """Tell people, or continue to wait for an earlier attempt that had too little time."""
     key = (delivery.id, delivery.target)
     sent = _unfinished.pop(key, None) or in_own_thread(partial(_tell_people, url, delivery))
     try:

@@ -36,8 +36,8 @@ _EMBEDDING = {
     ipaddress.IPv6Network("64:ff9b::/96"): 12,
     ipaddress.IPv6Network("2002::/16"): 2,
 }
-#: IPv6 networks that lead into a private network, which Python does not say in each version:
-#: NAT64 with local prefixes (RFC 8215), IPv4-translated (RFC 2765), site-local (RFC 3879).
+#: IPv6 networks that lead into a private network, which not every version of Python knows: NAT64
+#: with local prefixes (RFC 8215), IPv4-translated (RFC 2765), site-local (RFC 3879).
 _PRIVATE = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "::ffff:0:0:0/96", "fec0::/10")))
 
 

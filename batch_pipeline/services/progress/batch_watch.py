@@ -67,8 +67,8 @@ class BatchSnapshot:
 class Standstill:
     """Measures for how long no upload of a batch ended although none was being processed.
 
-    An outage returns uploads to pending, and the next attempt begins them again: that changes
-    nothing. The time of a long call to a slow model does not count.
+    An outage returns uploads to pending, and the next attempt begins them again. The standstill
+    goes on. The time of a long call to a slow model does not count.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -128,7 +128,7 @@ def _read(
     Args:
         database: the database with the batch.
         batch_id: the batch.
-        shown: uploads whose end earlier snapshots have shown; changed to those shown up to now.
+        shown: uploads whose end earlier snapshots have shown; this snapshot updates it.
         since_seconds: read only uploads that have ended within this time; None: all. The last
             snapshot reads all, since an upload API may end an upload without a date.
     """

@@ -52,8 +52,8 @@ CHANNEL = "batch_pipeline_progress"
 MAX_PAYLOAD_BYTES = 7999
 #: Longest file name that a message shows (characters).
 MAX_SHOWN_NAME = 255
-#: How many messages of each kind that may be left out a process sends at once, and then per second.
-#: The kinds are the counters of each batch and the stages of each run.
+#: Limit for the messages that may be left out: how many of each kind a process sends at once, and
+#: then per second. The kinds are the counters of each batch and the stages of each run.
 BURST, PER_SECOND = 20, 5
 #: Timeout of a call to Redis (seconds).
 _REDIS_TIMEOUT_SECONDS = 2.0
@@ -86,7 +86,7 @@ class BatchProgress:
 
     @property
     def label(self) -> str:
-        """What the batch is called in a message to a person."""
+        """The name of the batch in a message to a person."""
         return batch_label(self.batch_id, self.name)
 
     def payload(self) -> dict[str, Any]:
@@ -426,7 +426,7 @@ def check_redis(url: str) -> str:
         )
     with redis:
         heard = redis.publish("batch_progress:doctor", _encode("doctor", {}))
-    return f"lets us publish; {heard} listened"
+    return f"messages can be published; {heard} listened"
 
 
 def _connect_redis(url: str) -> Any:

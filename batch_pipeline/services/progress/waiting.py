@@ -34,7 +34,7 @@ _UNREACHABLE = re.compile(r"reach (the )?user code server")
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
     """Return why nothing of a batch is being processed.
 
-    The reason is a pause, an outage, other batches, or a Dagster that does not run.
+    The reason is a pause, an outage, other batches, or that Dagster does not run.
     """
     if paused := why_paused(database, settings, batch_id):
         return f"waits, because {paused}"
@@ -48,10 +48,10 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
         return missing
     dispatch = newest_dispatch(settings)
     if dispatch and (stuck := _stuck(dispatch)):
-        return f"waits, because {stuck}; `batch-pipeline doctor` tells more"
+        return f"waits, because {stuck}; `batch-pipeline doctor` shows more"
     said = "waits for its run to be launched"
     if is_launched:
-        said = "waits for its run to begin, which is already launched"
+        said = "waits for its run, which is launched but has not begun"
     elif ahead:
         uploads = counted(sum(batch.uploads for batch in ahead), "upload")
         batches = counted(len(ahead), "batch", "batches")
@@ -136,12 +136,12 @@ def _missing_daemon(settings: Settings) -> str:
     except NeverRunError:
         has_run = False
     except RefusedError as error:
-        return f"{asked} {error}; `batch-pipeline doctor` tells more"
+        return f"{asked} {error}; `batch-pipeline doctor` shows more"
     else:
         has_run = "does not exist" not in said  # Dagster makes its database when it first starts
     if has_run:
         return ""
     return (
         f"{asked} It has never run on this database: start it with `make dev`; `batch-pipeline "
-        "doctor` tells more"
+        "doctor` shows more"
     )

@@ -67,7 +67,7 @@ _UPLOAD = (
 
 @dataclass(frozen=True)
 class AboutBatch:
-    """What a report shows of a batch."""
+    """What a report shows about a batch."""
 
     head: Mapping[str, Any]
     """The batch as in ``status --json``, without its uploads."""
@@ -211,7 +211,7 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
         .where(PENDING_WORK, NOT_PAUSED)
-        # One of unknown age comes last: it must not hide one that has waited for too long.
+        # Uploads of unknown age come last: they must not hide one that has waited for too long.
         .order_by(WAITING_SINCE.nulls_last())
         .limit(1)
     )

@@ -24,7 +24,7 @@ class BatchVerdict:
     lowest_score: int | None
     """Lowest score of a stored description."""
     gave_up: str | None
-    """Why the batch was not processed to its end; None if it was."""
+    """Why the batch ended early; None if it did not."""
 
 
 def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:

@@ -44,7 +44,7 @@ class FailureGroup:
 
     error_kind: str
     state: str
-    """``failed``, or ``waiting``: a service is down, and the uploads go on when it works again."""
+    """``failed``, or ``waiting``: a service is down, and the uploads wait until it works again."""
     count: int
     batches: int
     newest_at: datetime | None

@@ -27,10 +27,10 @@ addEventListener("hashchange", () => {
   const target = document.getElementById(location.hash.slice(1));
   if (target instanceof HTMLDetailsElement) target.open = true;
   if (target?.hidden) {
-    form.reset(); // a link leads to a card that the filter has taken away
+    form.reset(); // a link leads to a card that the filter has hidden
     filter();
     target.scrollIntoView();
   }
 });
 form.hidden = cards.length === 0;
-if (words.value || status.value) filter(); // the browser has kept them over a reload
+if (words.value || status.value) filter(); // the browser has kept them across a reload

@@ -1,8 +1,8 @@
 """Transitions of the sweep: repair what dead workers, outages and other programs left behind.
 
-``orchestration/sweep.py`` asks Dagster which runs have ended. Every method may be repeated, also by
+``orchestration/sweep.py`` asks Dagster which runs have ended. Every method may be repeated, even by
 two processes at the same time. Methods that take `left_out` change each batch in a transaction of
-its own. So a batch that is locked, or whose row refuses the change, is left out alone.
+its own. So only a batch that is locked, or whose row refuses the change, is left out.
 """
 
 import logging
@@ -76,7 +76,8 @@ MAX_DIED_RUNS = 10
 #: Age at which an upload without a batch counts as forgotten (seconds).
 ADOPTION_AGE_SECONDS = 5 * 60
 #: Batches that ended earlier than this are recounted only if a trigger recorded a change (seconds).
-#: A trigger records none for a transaction that began before the batch ended; none lasts so long.
+#: For a transaction that began before the batch ended, no trigger records a change; no transaction
+#: lasts this long.
 RECOUNT_SECONDS = 3600
 #: Number of recorded changes that one sweep reads.
 _NOTES_AT_ONCE = 10_000
@@ -348,7 +349,7 @@ class Backlog:
                 left_out,
             )
         )
-        # Of a batch that was left out, one note stays: many would hide the notes of others.
+        # One note stays for each batch that was left out. More would hide notes of other batches.
         missed = set(drifted) - recounted.keys()
         kept = set({note.batch_id: note.id for note in notes if note.batch_id in missed}.values())
         done = [note.id for note in notes if note.id not in kept]
@@ -403,7 +404,7 @@ class Backlog:
                 slice=None,
                 error_kind="killed_worker",
                 error_message=(
-                    f"the worker died {MAX_DEATHS} times while it worked on this file. The file "
+                    f"the worker died {MAX_DEATHS} times while it processed this file. The file "
                     "is not tried again automatically; use `batch-pipeline retry`"
                 ),
                 updated_at=func.now(),

@@ -87,9 +87,9 @@ class ClaimKeeper:
                     self._states.heartbeat(self._run_id, [entry.claim for entry in held])
                     next_renewal = time.monotonic() + self._renew_seconds
             except Exception as error:
-                # Whatever it is, the next try may succeed; without this thread the leases expire.
-                # The worker detects the outage itself. If the database comes back too late, the
-                # claim token prevents writes of a lost claim.
+                # Whatever the error is, the next try may succeed, and without this thread the
+                # leases expire. The worker detects the outage itself. If the database comes back
+                # too late, the claim token prevents writes of a lost claim.
                 if not warned:
                     log.warning("heartbeat failed: %s", error)
                 warned = True

@@ -186,7 +186,7 @@ def _stored(percentage: int, **values: Any) -> Update:
 
 
 def _store_thumbnail() -> LoneStatement:
-    """Store the path, and record that we made the file; that record stays after the upload."""
+    """Store the path, and record that we made the file; the record outlives the upload."""
     stored = _stored(
         THUMBNAIL_STORED,
         thumbnail_path=bindparam("path"),
@@ -204,8 +204,8 @@ STORE_THUMBNAIL = _store_thumbnail()
 #: What an API in PHP writes for an empty object.
 _NO_FACTS: ColumnElement[Any] = literal_column("'[]'::jsonb")
 _NULL_FACT: ColumnElement[Any] = literal_column("'null'::jsonb")
-#: Facts that not every file has. Those of an earlier description may be facts of another file,
-#: which was stored under the same path since.
+#: Facts that not every file has. Those of an earlier description may be facts of an older file that
+#: had the same path.
 _OPTIONAL_FACTS = ("frame_count", "duration_seconds", "frame_rate", "clip", "warnings")
 _DATE_FACTS = ("captured_at", "date_source")
 
@@ -214,7 +214,7 @@ def _facts() -> ColumnElement[Any]:
     """Return the metadata with the facts ``found``.
 
     Facts replace an API's values of the same keys, because the filters of a search read them. Tags
-    and visible text do not: they are also in columns of ours.
+    and visible text do not: they are also in our own columns.
     """
     api = case(
         (func.jsonb_typeof(FACTS) == "object", FACTS),
@@ -271,7 +271,7 @@ _DESCRIPTION_STORED = _stored(
 
 
 def _replace_description() -> LoneStatement:
-    """Store a description, and delete vectors of the old one, by which a search may find it later.
+    """Store a description, and delete vectors of the old one, so that no later search uses them.
 
     The vector in the space that answers the user stays until it is replaced. Until then, search
     finds the upload by it.

@@ -185,12 +185,12 @@ class UploadStates:
         limit: int,
         paused: bool = False,
     ) -> LoadedBatch | None:
-        """Mark a batch processing and reserve uploads of it for this run.
+        """Mark a batch as processing and reserve uploads of it for this run.
 
         With ``upload_ids``, the failed uploads among them are reopened first, and so is the batch
-        if it was given up. If the batch is over or ``paused``, nothing is reserved, and its uploads
-        leave their slice, because the run of that slice ends without them. Returns None if there is
-        no such batch.
+        if it was given up. If the batch has ended or is ``paused``, nothing is reserved, and its
+        uploads leave their slice, because the run of that slice ends without them. Returns None if
+        there is no such batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -571,7 +571,7 @@ class UploadStates:
 def _waiting_of(
     batch_id: uuid.UUID, slice_number: int | None, upload_ids: Sequence[uuid.UUID]
 ) -> ColumnElement[bool]:
-    """Condition: waiting uploads of a batch, all or those of this slice and with these ids."""
+    """Condition: waiting uploads of a batch, limited to a slice and to ids if they are given."""
     of_slice = [] if slice_number is None else [Upload.slice == slice_number]
     of_ids = [one_of(Upload.id, upload_ids)] if upload_ids else []
     return and_(Upload.batch_id == batch_id, WAITING, *of_slice, *of_ids)
@@ -695,5 +695,5 @@ def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
         return f"its status is {row.processing_status}"
     held_by_other = row.owner_run_id not in {None, run_id} and not row.expired
     if held_by_other:
-        return f"run {row.owner_run_id} is working on it"
+        return f"run {row.owner_run_id} is processing it"
     return None

@@ -61,7 +61,7 @@ def test_an_upload_in_progress_when_its_worker_died_every_time_is_failed_and_cou
         assert (rescue.returned, rescue.quarantined) == ((1, 0) if death < MAX_DEATHS else (0, 1))
     row = upload_row(pipeline.database, killer.id)
     assert (row.processing_status, row.error_kind) == ("failed", "killed_worker")
-    assert "the worker died 3 times while it worked on this file" in row.error_message
+    assert "the worker died 3 times while it processed this file" in row.error_message
     assert row.retry_at is None
     assert counts(pipeline, batch_id)[1:] == (1, 0, 1)
     pipeline.states.complete(

@@ -398,7 +398,7 @@ NEGATIVE = base64.urlsafe_b64encode(f"-9 0 0x0.0p+0 {uuid.UUID(int=1).hex}".enco
 
 @pytest.mark.parametrize("cursor", ["x", "!!!", "MSAy", "é", NEGATIVE])
 def test_an_invalid_cursor_is_refused(mixed, cursor):
-    with pytest.raises(RefusedError, match="is not where a page begins"):
+    with pytest.raises(RefusedError, match="is not a cursor: expected the cursor of a result"):
         search(mixed, Questions(), "anything", after=cursor)
 
 

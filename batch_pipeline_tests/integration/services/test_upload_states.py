@@ -131,7 +131,7 @@ def test_an_upload_held_by_a_live_run_is_not_taken(pipeline):
     started(pipeline, upload.id)
     skipped = pipeline.states.start(upload.id, OTHER)
     assert isinstance(skipped, SkippedUpload)
-    assert skipped.reason == "run run-1 is working on it"
+    assert skipped.reason == "run run-1 is processing it"
 
 
 def test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone(pipeline):
@@ -259,7 +259,7 @@ def test_a_repeated_completion_of_an_upload_without_a_batch_reports_no_batch(pip
         ({"status": "cancelled"}, {}, "the batch was cancelled; `batch-pipeline retry` reopens it"),
         ({}, {"processing_status": "completed"}, "it is completed already"),
         ({}, {"processing_status": "archived"}, "its status is archived"),
-        ({}, {"owner_run_id": OTHER, "heartbeat_at": func.now()}, f"run {OTHER} is working on it"),
+        ({}, {"owner_run_id": OTHER, "heartbeat_at": func.now()}, f"run {OTHER} is processing it"),
     ],
 )
 def test_a_skipped_upload_is_named_with_the_reason(pipeline, of_batch, of_upload, reason):

@@ -87,7 +87,7 @@ def test_a_paused_batch_waits_until_it_is_resumed(database, waits, change):
 def test_a_batch_waits_for_its_run_if_nothing_else_delays_it(database, waits):
     assert waits(add_batch(database, 1)) == "waits for its run to be launched"
     launched = add_batch(database, [{"slice": 1}], slices=1)
-    assert waits(launched) == "waits for its run to begin, which is already launched"
+    assert waits(launched) == "waits for its run, which is launched but has not begun"
 
 
 def test_a_batch_asks_whether_dagster_runs_only_if_no_daemon_is_alive(database, waits, daemon):
