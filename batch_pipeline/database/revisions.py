@@ -14,7 +14,8 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 #: Contains the newest migration of the tables. It does not have Alembic's usual name, because an
 #: upload API may use Alembic, too.
 VERSION_TABLE = "batch_pipeline_version"
-#: The table of development versions, if it is ours. Their revisions were 0001 to 0026.
+#: The table of development versions, if it is ours. Their revisions were 0001 to 0026: all numbers
+#: before the first migration that exists now.
 _FORMER_TABLE = "alembic_version"
 _HAS_FORMER = text(f"""
     SELECT to_regclass('{_FORMER_TABLE}') IS NOT NULL AND EXISTS (
@@ -30,12 +31,16 @@ def current_revision(connection: Connection) -> str | None:
     return _revision_in(table, connection) if table else None
 
 
-@cache
 def newest_revision() -> str:
-    """Return the newest migration of this version: the names of the files begin with them."""
-    return max(
-        path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*_*.py")
-    )
+    """Return the newest migration of this version."""
+    return _revisions()[-1]
+
+
+@cache
+def _revisions() -> list[str]:
+    """Return the migrations of this version, oldest first; their files begin with them."""
+    files = (_MIGRATIONS / "versions").glob("[0-9]*_*.py")
+    return sorted(path.name.partition("_")[0] for path in files)
 
 
 def apply_migrations(connection: Connection) -> None:
@@ -75,4 +80,6 @@ def _revision_in(table: str, connection: Connection) -> str | None:
 
 
 def _is_of_development(revision: str | None) -> bool:
-    return re.fullmatch("00(0[1-9]|1[0-9]|2[0-5])", revision or "") is not None
+    if revision is None or not re.fullmatch("[0-9]{4}", revision):
+        return False
+    return "0001" <= revision < _revisions()[0]

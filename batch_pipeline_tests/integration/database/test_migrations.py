@@ -93,6 +93,21 @@ def test_tables_of_a_development_version_are_upgraded_with_their_rows(
     assert left is None
 
 
+@pytest.mark.parametrize("revision", ["0025", "0026"])
+def test_tables_of_the_last_development_versions_are_upgraded(server, change, revision):
+    with server.new_database(migrated=False) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(REVISION_0027.encode())
+            connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = %s", [revision])
+        database = connect(change(database_url=url))
+
+        database.upgrade()
+
+        current, newest = database.revisions()
+        database.close()
+    assert current == newest
+
+
 def test_tables_of_revision_0027_get_the_triggers_of_today(server, change):
     with server.new_database(migrated=False) as url:
         with psycopg.connect(url, autocommit=True) as connection:
