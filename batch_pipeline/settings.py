@@ -130,14 +130,15 @@ class Settings(BaseSettings):
     analyzer: AnalyzerName = Field(
         AnalyzerName.EMBEDDED,
         description=(
-            "Kind of server that describes and embeds: `embedded` (none), `ollama` or `openai`."
+            "Kind of server that describes and embeds: `embedded` (no server), `ollama` or "
+            "`openai`."
         ),
     )
     embedder: AnalyzerName | None = Field(
         None,
         description=(
-            "Kind of server that embeds: `embedded` (none), `ollama` or `openai`; empty: the same "
-            "as `ANALYZER`."
+            "Kind of server that embeds: `embedded` (no server), `ollama` or `openai`; empty: the "
+            "same as `ANALYZER`."
         ),
     )
     ollama_host: str = Field(
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
         "",
         description=(
             "Text in front of each question that is embedded, `\\n` for a line break; `none`: "
-            "nothing. By default: what the model's card says, if we know the model "
+            "no text. By default: what the model's card says, if we know the model "
             "(docs/model_servers.md)."
         ),
     )
@@ -362,8 +363,8 @@ class Settings(BaseSettings):
     max_decode_mib: Annotated[int, Field(ge=16)] = Field(
         512,
         description=(
-            "Maximum memory for decoding one file, not counting the file itself (MiB). As many "
-            "files as there are cores are decoded at the same time."
+            "Maximum memory for decoding one file, not counting the file itself (MiB). Each core "
+            "decodes at most one file at a time."
         ),
     )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
@@ -404,7 +405,7 @@ class Settings(BaseSettings):
         description="Format of log lines of commands, sensors and runs: `text` or `json`.",
     )
     redis_url: str = Field(
-        "", description="URL of a Redis on which progress is also published; empty: off."
+        "", description="URL of a Redis server on which progress is also published; empty: off."
     )
     dagster_ui_url: str = Field(
         "",
@@ -484,8 +485,8 @@ class Settings(BaseSettings):
             if not usable or parts.username or parts.fragment:
                 raise ValueError(
                     f"{ENVIRONMENT_PREFIX}WEBHOOK_URLS: {masked(url)!r} cannot be used; expected "
-                    "https://host/path, without a user name, and without spaces and letters that "
-                    "are not ASCII: write them as xn--… in the host, and as %… in the path"
+                    "https://host/path, without a user name, spaces or letters that are not ASCII: "
+                    "write them as xn--… in the host, and as %… in the path"
                 )
         secret = self.webhook_secret.get_secret_value()
         if self.webhook_url_list or secret:
@@ -729,7 +730,7 @@ def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _by_upper_name(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return variables by the upper case of their names, as their case does not matter."""
+    """Return variables by their names in upper case: the case of a name does not matter."""
     return {name.upper(): value for name, value in variables.items()}
 
 

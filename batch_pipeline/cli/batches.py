@@ -353,8 +353,8 @@ def follow(
 ) -> bool:
     """Show a batch until it ends; return true if anything failed.
 
-    `of_demo`: called with each snapshot by the demo, to raise an error if the batch cannot end. The
-    demo runs the stack, too, so the batch does not go on without it.
+    `of_demo`: a check of the demo, called with each snapshot. It raises an error if the batch
+    cannot end. The demo also runs the stack, so the batch stops with it.
     """
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415

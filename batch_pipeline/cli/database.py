@@ -145,7 +145,7 @@ def restore(
 ) -> None:
     """Restore a backup into an empty database; stop Dagster first.
 
-    Existing files are not overwritten. The role must own the tables.
+    Existing files are not overwritten. The database role must own the tables.
 
     \b
     Example:

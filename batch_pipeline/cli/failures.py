@@ -201,7 +201,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     help="Only results of models, prompts or options that are no longer set.",
 )
 @click.option("--model", type=TEXT, metavar="MODEL", help="Only results of this model.")
-@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or only videos.")
 @click.option("--since", type=SINCE, help="Only uploaded since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be redone.")

@@ -156,7 +156,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
 def _with_reasons(
     metrics_of: "WSGIApplication", report_error: Callable[[str], None]
 ) -> "WSGIApplication":
-    """Answer 503 with the reason if the database is down; the server would print a stack trace."""
+    """Answer 503 with the reason if the database is down, instead of a stack trace."""
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         try:

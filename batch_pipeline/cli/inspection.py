@@ -38,8 +38,8 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
     [(name, number)] = Counter(map(output_stem, files)).most_common(1)
     if output and number > 1:
         raise click.UsageError(
-            f"two files are called {name} or alike; in --output, one would replace the pictures "
-            "of the other: inspect them one by one"
+            f"two files have the name {name} or a similar one, so their pictures would have the "
+            "same names in --output: inspect them one by one"
         )
     all_seen = [inspect_file(path, session.settings, output) for path in files]
     if as_json:

@@ -41,7 +41,7 @@ def notify(session: Session, test: bool, lists: bool, again: bool, as_json: bool
         if as_json:
             print_json({"again": count})
         else:
-            click.echo(f"Given-up notifications that are sent again: {count}")
+            click.echo(f"Notifications that will be sent again: {count}")
 
 
 def _test(session: Session, as_json: bool) -> None:

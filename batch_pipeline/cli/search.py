@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--like", type=UPLOAD, help="Instead of TEXT: find uploads similar to this one.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
-@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or only videos.")
 @click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
 @click.option("--camera", metavar="NAME", help="Only from cameras whose name contains this.")
 @click.option("--since", metavar="DATE", help="Only taken since then: 2024, 2024-05, 2024-05-17.")

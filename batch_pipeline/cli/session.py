@@ -46,7 +46,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 class Session:
-    """What all commands share; the first command that needs the database opens it."""
+    """What all commands share. The database is opened when the command first needs it."""
 
     def __init__(self) -> None:
         self.debug = False

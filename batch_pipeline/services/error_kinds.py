@@ -165,7 +165,7 @@ ERROR_KINDS = (
     ErrorKind(
         "model_server_busy",
         Ending.PASSES,
-        "The server answered 503 again and again, without saying for how long.",
+        "The server answered 503 again and again, without saying how long to wait.",
         "Lower `BATCH_PIPELINE_MAX_VISION_CALLS`.",
     ),
     ErrorKind(
@@ -182,7 +182,7 @@ ERROR_KINDS = (
         Ending.PASSES,
         (
             "The server crashed four times during calls for this file, and answered other calls "
-            "in between. Each later try by the sweep is one call."
+            "in between. Each later retry by the sweep makes one call."
         ),
         (
             "Read the server's log; often the picture is too large for its memory. Fix the server "
@@ -296,9 +296,9 @@ ERROR_KINDS = (
         "model_rate_limited",
         Ending.SERVICE,
         (
-            "The service asks for a pause of more than two minutes, or has refused a call for as "
-            "long as a call may take. The uploads wait until the pause is over, at most 15 "
-            "minutes."
+            "The service asks for a pause of more than two minutes, or has refused a call until "
+            "its time limit (`BATCH_PIPELINE_MODEL_TOTAL_SECONDS`). The uploads wait until "
+            "the pause is over, at most 15 minutes."
         ),
         "Nothing, or ask the service for a higher limit.",
     ),
@@ -344,7 +344,7 @@ ERROR_KINDS = (
     ErrorKind(
         "embedding_wrong_length",
         Ending.SERVICE,
-        "The vectors have another length than is set.",
+        "The vectors do not have the length that is set.",
         (
             "Set `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` to the length that the message names, or "
             "use another model."
