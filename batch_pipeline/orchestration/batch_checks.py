@@ -68,7 +68,7 @@ with warnings.catch_warnings():
         required_resource_keys={"batch_pipeline"},
         description=(
             f"Every description of the batch passed the audit with {PASS_SCORE} of 100 or more; "
-            "those that did not are not kept."
+            "descriptions with a lower score are not kept."
         ),
     )
     def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:

@@ -67,7 +67,7 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetO
 
 
 def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
-    """Return a replacement for the report of a batch after several tries to make it failed."""
+    """Return what replaces the report of a batch that could not be made in several tries."""
     return dg.AssetObservation(
         batch_report.key,
         description="the report could not be made",

@@ -24,8 +24,9 @@ NEEDED_BY_RUNS = (
 )
 
 
-#: A worker that is forked within this time after SIGTERM was requested before the stop (seconds).
-#: It ends at once: otherwise nothing would end it, and the code server would wait for it.
+#: If a worker is forked within this time after SIGTERM, its run was requested before the stop
+#: (seconds). The worker ends at once: otherwise nothing would end it, and the code server would
+#: wait for it.
 STOP_SECONDS = 30.0
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 

@@ -166,7 +166,7 @@ def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) 
         "sensors",
         not wrong,
         "; ".join((wrong or ["on, and their last ticks succeeded"]) + said),
-        "switch on what is off, and see why a tick failed: in the UI, Automation",
+        "in the UI, under Automation: switch on what is off, and see why a tick failed",
     )
 
 

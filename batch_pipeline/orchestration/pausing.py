@@ -15,7 +15,7 @@ from batch_pipeline.services.pipeline import Pipeline
 
 
 class Target(dg.Config):
-    """What is paused or resumed; nothing named: everything."""
+    """What is paused or resumed: everything, unless one field is set."""
 
     user: str | None = Field(None, description="Only the batches of this user (id).")
     batch: str | None = Field(None, description="Only this batch (id).")

@@ -62,7 +62,8 @@ _SECOND_LOOK_SECONDS = 1.0
 _GONE = "Its worker is gone."
 #: Greatest difference between the time of an event and the start time of a process (seconds).
 _CLOCK_SECONDS = 1.0
-#: Time of the clock when the monotonic clock was at zero. It changes if the clock is set.
+#: Time of the clock when the monotonic clock was at zero. If the clock is set later, this value and
+#: a new reading differ.
 _CLOCK_AT_START = time.time() - time.monotonic()
 
 

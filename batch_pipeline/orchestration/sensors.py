@@ -298,7 +298,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 
 
 @dg.sensor(
-    # This makes the pages of these assets show that this sensor makes them.
+    # So that the pages of these assets name this sensor as their source.
     asset_selection=dg.AssetSelection.assets(*(spec.key for spec in REPORTED)),
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,

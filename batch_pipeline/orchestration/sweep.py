@@ -44,13 +44,13 @@ from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
 from batch_pipeline.services.states.backlog import Rescue
 
-#: Jobs whose runs the sweep handles.
 _SWEEP = "sweep_backlog"
+#: Jobs whose runs the sweep handles.
 JOBS = ("process_batch", _SWEEP, "pause", "resume")
 #: A sweep that takes longer gives no more signs of life, so the next one ends it (seconds). It
 #: probably hangs, for example in a file system that does not answer.
 _LONGEST_SWEEP_SECONDS = 3600.0
-#: Old runs that one sweep deletes of each job, with their events.
+#: How many old runs of each job one sweep deletes, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
 
@@ -217,8 +217,9 @@ def sweep_in_flight(
 ) -> dg.DagsterRun | None:
     """Return a sweep that is queued or at work.
 
-    A sweep whose worker is gone does not count, because only the next sweep ends it: from two
-    leases after its last event, or from four minutes after its request if it was not launched.
+    A sweep whose worker is gone does not count, because only the next sweep ends it. The worker
+    counts as gone two leases after the last event of the sweep, or four minutes after the request
+    if the sweep was not launched.
     """
     dead = {run.run_id for run in dead_runs(instance, pipeline, [_SWEEP], left_out)}
     runs = instance.get_runs(our_runs(_SWEEP, IN_FLIGHT))
@@ -281,7 +282,8 @@ def _clean_up_terminated(
 ) -> list[dg.DagsterRun]:
     """Cancel the batches of terminated runs; returns the runs that were left out.
 
-    These keep their uploads: without them, nobody would know that the batch has to be cancelled.
+    Those runs keep their uploads: otherwise a later sweep would not know that it has to cancel the
+    batch.
     """
     terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
 

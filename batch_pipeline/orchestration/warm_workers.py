@@ -97,7 +97,7 @@ def keep_reporting_ended_workers() -> None:
     """Let a code server outlive an error of its thread that reports how run workers ended.
 
     Such an error, for example of a database that is away, ends that thread of Dagster. No end of a
-    worker would be reported any more, and the code server would not end before it is killed.
+    worker would be reported any more, and the code server would not end until it is killed.
     """
     for server in _code_servers_on_the_stack():
         server._check_for_orphaned_runs = partial(  # type: ignore[method-assign]

@@ -177,7 +177,7 @@ class _Steps:
         return self._held.get(upload_id, False) or (not begun and upload_id in self._held)
 
     def look(self) -> None:
-        """Read which uploads the run holds, and keep those reserved that wait with the broker."""
+        """Read which uploads the run holds; renew the leases of those that wait in the broker."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -366,8 +366,8 @@ def _lost(worker: str) -> dg.Failure:
     else:
         kind = "lost_message"
         reason = (
-            "no Celery worker has begun this step, and it no longer waits with the broker or for "
-            "this run"
+            "no Celery worker has begun this step, its message is no longer in the broker, and "
+            "this run no longer holds the upload"
         )
     return _failure(kind, reason)
 

@@ -158,7 +158,7 @@ def _engine(url: str, process_id: int) -> Engine:
         isolation_level="AUTOCOMMIT",
         connect_args={"application_name": _application_name()},
         # The daemon's threads look every second, so it keeps its connections open. Other processes
-        # keep one, and close more after use.
+        # keep one, and close any others after use.
         pool_size=DAGSTER_POOL if _is_daemon() else 1,
         max_overflow=0 if _is_daemon() else DAGSTER_POOL - 1,
         pool_pre_ping=True,  # so that a restart of the server does not make the next event fail
