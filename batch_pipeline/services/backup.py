@@ -146,9 +146,9 @@ def restore(
     Args:
         settings: name the database and the storage.
         file: a file that `back_up` wrote.
-        replace: remove rows that exist already; without it existing rows are refused.
-        replace_others: also replace tables of other programs that are in the backup; without it
-            existing ones are refused.
+        replace: remove existing rows; without it, a database that has rows is refused.
+        replace_others: also replace tables of other programs that are in the backup; without it,
+            a database that has such tables is refused.
 
     Raises:
         RefusedError: the file is not a backup, or a newer version made it; the database is not

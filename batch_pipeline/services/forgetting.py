@@ -309,7 +309,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
         ids = connection.scalars(
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
-        # Constraints of the API that are deferred to the commit are checked here already.
+        # Check constraints of the API now that are otherwise deferred to the commit.
         connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         _require_deletable(connection, ids, chosen.batches)
         counts["vectors"] = connection.execute(

@@ -25,6 +25,6 @@ def missing_home(settings: Settings) -> str:
             f"and there is no {home}"
         )
     return (
-        f"{looked}. Call this in the folder where Dagster was started, or set "
+        f"{looked}. Run this command in the folder where Dagster was started, or set "
         "BATCH_PIPELINE_HOME; `batch-pipeline submit` makes a home where there is none"
     )

@@ -133,10 +133,10 @@ def _others(pipeline: Pipeline, upload: AnyRow) -> list[AnyRow]:
 
 
 def _storage_serves(storage: Storage, others: list[AnyRow]) -> bool:
-    """Return whether our own file and files of other uploads can be used.
+    """Return whether a test file and the file of at least one other upload can be used.
 
-    If all other uploads are refused too, the cause is not this upload. Without other uploads, our
-    own file decides.
+    If the storage refuses all other uploads, too, this upload is not the cause. Without other
+    uploads, the test file decides.
     """
     storage.check()
     refused = False

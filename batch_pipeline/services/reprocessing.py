@@ -211,4 +211,5 @@ def _description(selection: Selection) -> str:
         parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
     else:
         parts.append("is there")
-    return " ".join(parts) + "; failed uploads and cancelled batches are for `batch-pipeline retry`"
+    said = " ".join(parts)
+    return f"{said}; for failed uploads and cancelled batches, use `batch-pipeline retry`"

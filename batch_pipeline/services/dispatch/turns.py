@@ -30,7 +30,7 @@ B open batches of a user and U users with open batches, this means:
 
 - The oldest slice of a batch (for example one that was lost with its run) is launched within
   **B x U turns** of its place. New submissions do not change this.
-- If its user has nothing else in flight, its place is the present.
+- If its user has nothing else in flight, its place is not in the future.
 - If its user has batches of high priority, the count begins half an hour later for a batch of
   normal priority, and an hour later for a batch of low priority. After that time, every new batch
   and every batch that has had a turn has a later place.

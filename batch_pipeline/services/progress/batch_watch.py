@@ -65,10 +65,10 @@ class BatchSnapshot:
 
 
 class Standstill:
-    """Measures for how long no upload of a batch ended although none was being processed.
+    """Measures how long a batch stands still: no upload ends, and none is being processed.
 
-    An outage returns uploads to pending, and the next attempt begins them again. The standstill
-    goes on. The time of a long call to a slow model does not count.
+    An attempt that an outage ends does not reset the time. A long call to a slow model does not add
+    to it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

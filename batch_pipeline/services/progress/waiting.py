@@ -69,7 +69,7 @@ def why_batches_wait(settings: Settings) -> str:
         return _missing_daemon(settings)
     if dispatch.age > SILENT_SECONDS and (missing := _missing_daemon(settings)):
         return missing
-    # A batch that was submitted after the tick waits nevertheless.
+    # A batch may have been submitted after the tick, so this is no reason why it waits.
     said = dispatch.said if dispatch.said != NOTHING_PENDING else None
     return _stuck(dispatch) or said or ""
 

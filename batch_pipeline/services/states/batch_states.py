@@ -63,9 +63,10 @@ class BatchStates:
     def retry_batch(
         self, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID] = ()
     ) -> tuple[int, BatchProgress] | None:
-        """Make failed uploads pending again, all or the named ones; reopens a cancelled batch.
+        """Make failed uploads pending again, all or the named ones; reopens a stopped batch.
 
-        A batch without uploads stays as it is: nothing would ever end it.
+        A stopped batch was cancelled or given up. If it has no uploads, it stays as it is: nothing
+        would ever end it.
 
         Returns how many, and the batch; None if there is no such batch.
         """

@@ -374,7 +374,7 @@ class UploadStates:
         return progress
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
-        """Store the reason of an attempt; the same run will try again.
+        """Store why an attempt failed; the same run will try again.
 
         Until then the upload is reserved as it was before, so that its heartbeat is renewed.
         """
