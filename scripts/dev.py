@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> None:
         settings = load_settings()
         hold_home(settings)  # until this process ends
         print(f"Everything is kept in {settings.home}", flush=True)
-        # Dagster would find these out after half a minute, and print a stack trace or another port.
+        # Dagster would notice these problems after half a minute: it prints a stack trace, or uses
+        # another port.
         if port.isdecimal() and ":" not in host:
             require_free(int(port), host=host, advice="for example ARGS='--port 3001'")
         open_database(settings).close()

@@ -43,8 +43,8 @@ _TRIES = 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 _TO_FIX = {
-    "42501": "Give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT; where it has to be "
-    "the owner, ALTER TABLE … OWNER TO), or name another",
+    "42501": "Give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT; if it has to be the "
+    "owner: ALTER TABLE … OWNER TO), or name another role",
     "3F000": "No schema of the role's search_path exists: ALTER ROLE … SET search_path = public",
 }
 

@@ -34,8 +34,9 @@ class _Function:
     """A function that triggers call. It returns NULL, as a trigger after the change may do.
 
     It runs with the rights of its owner, so an upload API needs no rights on our tables. Therefore
-    it refuses all tables except those of its triggers. With a trigger on a table of its own, a role
-    with few rights could choose what is deleted or sent, and column types whose casts run code.
+    it refuses all tables except those of its triggers. Otherwise a role with few rights could make
+    a trigger on a table of its own, and so choose what is deleted or sent, and column types whose
+    casts run code.
     """
 
     does: str
@@ -307,8 +308,8 @@ def _create_functions(connection: Connection) -> None:
                 LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp AS $${source}$$
             """)
         )
-        # A trigger fires without this right. It is needed to create one. A restore gives it back,
-        # so the function also checks the table.
+        # Only creating a trigger needs this right, firing does not. A restore grants it again, so
+        # the function also checks the table.
         connection.execute(text(f"REVOKE EXECUTE ON FUNCTION {name}() FROM PUBLIC"))
 
 

@@ -8,7 +8,7 @@ Kinds of `PermanentError` on this way. All of them mean that the file itself is 
 ``truncated``          the file is shorter than its own structure says
 ``unreadable_image``   an image decoder gave up
 ``unreadable_video``   a container cannot be opened, or none of its frames decoded
-``no_video_stream``    a container with sound only
+``no_video_stream``    a container with only sound, or sound and a cover picture
 ``too_many_pixels``    a picture or frame needs more memory than allowed, or claims more pixels than
                        its file can hold; nothing was decoded
 ``oversized_metadata`` texts or EXIF are larger than any camera writes
@@ -44,7 +44,7 @@ def decode(
 ) -> MediaContent:
     """Decode a file into the pictures that the models and the thumbnail need.
 
-    Any number of threads may call this. As many files are decoded at a time as there are cores.
+    Any number of threads may call this. Each core decodes at most one file at a time.
 
     Args:
         source: the file, seekable; the caller closes it.

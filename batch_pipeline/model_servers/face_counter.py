@@ -106,7 +106,7 @@ def count_faces(jpeg: bytes) -> int:
 
 
 def _can_run_here() -> bool:
-    """The library was compiled for Linux and processors since 2013 (AVX2); others would crash."""
+    """Return whether the library runs here: on Linux, with AVX2. Elsewhere it would crash."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     return " avx2 " in Path("/proc/cpuinfo").read_text()

@@ -238,7 +238,7 @@ class OpenAICompatibleServer(ModelServer):
         return names
 
     async def _require(self, model: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> bool:
-        """Return whether the model is there, or has not answered yet.
+        """Return true if the model is there, false if it has not answered yet.
 
         Lists may be incomplete, have other names, or not exist at all. So a model that is not
         listed is asked once, and only its refusal counts. A server may have to load it first, which

@@ -352,7 +352,7 @@ class RemoteEmbedding:
                 f"vectors of {self.name} do not tell texts apart: {_KNOWN_TEXTS[0]!r} is as near "
                 f"to {_KNOWN_TEXTS[2]!r} ({far:.2f}) as to {_KNOWN_TEXTS[1]!r} ({near:.2f})",
             )
-        return f"finds what is alike ({near:.2f}, else {far:.2f}; {_told(answer.usage)})"
+        return f"similar texts score {near:.2f}, others {far:.2f} ({_told(answer.usage)})"
 
 
 def _is_too_long(error: UploadError) -> bool:

@@ -161,7 +161,7 @@ def test_each_model_is_asked_a_known_question_unless_the_check_is_quick(doctor, 
     assert "calls a red square red" in checks["a call to the vision model"]["detail"]
     learnt = checks["a call to the vision model"]["detail"].partition("learnt: ")[2]
     assert "thinks (asked not to by" in learnt
-    assert "finds what is alike" in checks["a call to the embedding model"]["detail"]
+    assert "similar texts score" in checks["a call to the embedding model"]["detail"]
     assert not [name for name in quick if name.startswith("a call")]
 
 

@@ -272,7 +272,7 @@ def test_a_real_call_shows_that_a_model_sees_and_what_was_learnt(
     assert (seeing.ok, embedding.ok) == (True, True)
     assert "calls a red square red" in seeing.detail
     assert "tokens in" in seeing.detail
-    assert "finds what is alike" in embedding.detail
+    assert "similar texts score" in embedding.detail
     if dialect == "openai":
         assert "thinks" in analyzer.try_out()[0].detail
 

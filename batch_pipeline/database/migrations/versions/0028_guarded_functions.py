@@ -1,6 +1,6 @@
 """Functions with the rights of the owner refuse other tables; a trigger sees truncated uploads.
 
-In revision 0027, every role could call the functions of triggers on a table of its own. Vectors of
+In revision 0027, every role could use these functions in triggers on a table of its own. Vectors of
 uploads that were truncated stayed; they are deleted here.
 """
 
