@@ -122,7 +122,7 @@ class Storage:
             return cast("BinaryIO", copy)
 
     def open_one(self, path: str) -> "OneFile":
-    """Open a stored file like `open`; if others can be read, an error is only that of this file.
+        """Open a stored file like `open`, but distinguish an error of this file from an outage.
 
         Raises:
             UploadError: there is no such file, or only this one cannot be read. Reading the file
