@@ -70,7 +70,7 @@ class Storage:
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"BATCH_PIPELINE_STORAGE_URL={location!r} cannot be used: {error}; "
-                "expected a path or an fsspec URL such as file:///srv/uploads or s3://bucket/uploads"
+                "expected a path or an fsspec URL: file:///srv/uploads, s3://bucket/uploads"
             ) from error
         except Exception as error:  # some clients connect at once, such as that of FTP
             raise storage_error(error) from error

@@ -311,8 +311,8 @@ def _storage_hint(settings: Settings) -> str:
     if "://" in settings.storage_location and not settings.storage_location.startswith("file://"):
         return (
             "start the object store, make the bucket, or give the key the right to read, write "
-            "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, the client of the store "
-            "has settings for address and key (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
+            "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, the client of the "
+            "store has settings for address and key (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
         )
     return (
         "mount the folder, make it writable and look for free space, or set "

@@ -115,7 +115,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 self._writer.flush()
 
     def store_asset_check_event(self, event: EventLogEntry, event_id: int | None) -> None:
-        """Store a check in Dagster's way, but let a sensor's check replace the last of its partition.
+        """Store a check in Dagster's way, but a sensor's check replaces the last of its partition.
 
         Dagster would insert a second row for the partition, which its own unique index refuses.
         """
