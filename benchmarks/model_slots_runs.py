@@ -31,7 +31,7 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.reports.batch_status import batch_progress
+from batch_pipeline.services.reports.batch_status import progress_of
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace, folder: Path, server: ScriptedModelSe
         for worker in workers:
             worker.wait()
         ended = time.monotonic()
-    progress = batch_progress(pipeline.database, submission.batch_id)
+    progress = progress_of(pipeline.database, submission.batch_id)
     assert progress
     calls = server.calls_of("vision")
     called = calls[-1].started_at + arguments.latency - calls[0].started_at

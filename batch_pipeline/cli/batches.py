@@ -256,12 +256,12 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     """
     from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
     from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
-        batch_report,
+        read_report,
         render_html,
     )
 
     pipeline = session.pipeline
-    found = batch_report(pipeline.database, pipeline.storage, batch)
+    found = read_report(pipeline.database, pipeline.storage, batch)
     page = render_html(found)
     write_whole(file, page)
     size = len(page.encode())
@@ -303,8 +303,8 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline.database.models import OPEN_BATCH  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import (  # noqa: PLC0415
-        batch_progress,
         open_batches,
+        progress_of,
     )
     from batch_pipeline.services.short_ids import batch_label  # noqa: PLC0415
 
@@ -313,7 +313,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     done = []
     for one in named:
         if dry_run:
-            progress = batch_progress(pipeline.database, one)
+            progress = progress_of(pipeline.database, one)
             if progress and progress.status not in OPEN_BATCH:
                 progress = None
         else:

@@ -24,7 +24,7 @@ from batch_pipeline.database.session import AnyRow
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_status
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing import media
 from batch_pipeline.testing.databases import DatabaseServer
@@ -245,9 +245,7 @@ def test_10_no_canary_is_touched(world):
 def test_13_a_hostile_name_is_never_part_of_a_path_or_html(world):
     row = world.rows[HOSTILE_NAME]
     assert (world.storage / row.thumbnail_path).resolve().is_relative_to(world.storage)
-    page = render_html(
-        batch_report(world.pipeline.database, world.pipeline.storage, world.batch_id)
-    )
+    page = render_html(read_report(world.pipeline.database, world.pipeline.storage, world.batch_id))
     assert "<b>xxx" not in page
     assert "\u202e" not in page
 

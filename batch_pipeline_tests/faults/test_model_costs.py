@@ -18,7 +18,7 @@ from batch_pipeline.services.reports.batch_status import (
 )
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.metrics import read_metrics
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.testing.model_server import Fault, Thinking
 
 from .conftest import both_dialects
@@ -90,7 +90,7 @@ def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dia
     assert metrics["tokens_in"] == everything.tokens_in
     assert metrics["tokens_out"] == everything.tokens_out
 
-    report = batch_report(database, work.pipeline.storage, batch_id)
+    report = read_report(database, work.pipeline.storage, batch_id)
     assert f"{cost['tokens_in']:,}" in render_html(report)
     *_, of_batch = report_of(batch_summary(database, work.pipeline.storage, batch_id))
     assert of_batch.metadata["tokens_in"].value == cost["tokens_in"]

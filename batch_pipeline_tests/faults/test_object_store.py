@@ -10,7 +10,7 @@ from sqlalchemy import text
 from batch_pipeline.database.models import Stage
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.reports.previews import Previews
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline_tests.integration.orchestration.conftest import MEDIA
 
@@ -48,7 +48,7 @@ def test_a_batch_is_processed_reported_and_reprocessed_in_s3(in_s3):
     }
     for row in uploads.values():
         assert Previews(pipeline.storage).read(row.thumbnail_path, 160)
-    html = render_html(batch_report(pipeline.database, pipeline.storage, batch_id))
+    html = render_html(read_report(pipeline.database, pipeline.storage, batch_id))
     assert html.count("data:image/jpeg") >= 2
 
     for row in uploads.values():

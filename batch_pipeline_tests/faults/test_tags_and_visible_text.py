@@ -7,7 +7,7 @@ import pytest
 
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.services.reports.batch_status import batch_status
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.testing.model_server import VISIBLE_TEXT, Fault
@@ -45,7 +45,7 @@ def test_tags_and_visible_text_are_stored_shown_and_found(work, model_server):
     assert {metadata["visible_text"].value for metadata in shown} == {VISIBLE_TEXT}
     status = batch_status(database, batch_id)["uploads"][0]
     assert (status["tags"], status["visible_text"]) == (STORED, VISIBLE_TEXT)
-    page = render_html(batch_report(database, work.pipeline.storage, batch_id))
+    page = render_html(read_report(database, work.pipeline.storage, batch_id))
     assert "<bdi>red boat</bdi>" in page
     assert VISIBLE_TEXT in page
 

@@ -32,7 +32,7 @@ from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.session import Database, open_database
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.progress.publishing import CHANNEL, body_of
-from batch_pipeline.services.reports.batch_status import batch_progress
+from batch_pipeline.services.reports.batch_status import progress_of
 from batch_pipeline.settings import Settings, load_settings
 
 #: Minimum time between two frames to a client (seconds).
@@ -124,7 +124,7 @@ class Hub:
         mailboxes = self._clients.get(str(batch_id), set())
         heard = {mailbox: mailbox.heard_of_batch for mailbox in mailboxes}
         try:
-            progress = await asyncio.to_thread(batch_progress, self._database, batch_id)
+            progress = await asyncio.to_thread(progress_of, self._database, batch_id)
         except PipelineError as error:
             log.warning("the batch cannot be read: %s", error)
             return

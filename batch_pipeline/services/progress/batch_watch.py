@@ -18,7 +18,7 @@ from batch_pipeline.database.readings import FILENAME, interval
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
-from batch_pipeline.services.reports.batch_status import batch_progress
+from batch_pipeline.services.reports.batch_status import progress_of
 from batch_pipeline.services.short_ids import Named, no_such
 
 #: Longest time between two snapshots (if no message comes) and shortest time (seconds).
@@ -132,7 +132,7 @@ def _read(
         since_seconds: read only uploads that have ended within this time; None: all. The last
             snapshot reads all, since an upload API may end an upload without a date.
     """
-    progress = batch_progress(database, batch_id)
+    progress = progress_of(database, batch_id)
     if progress is None:
         raise no_such(Named.BATCH, batch_id)
     has_ended: ColumnElement[bool] = Upload.processing_status.in_(ENDED)

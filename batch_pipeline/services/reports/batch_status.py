@@ -140,7 +140,7 @@ def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
         return _head(connection, batch_id)
 
 
-def batch_progress(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
+def progress_of(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
     """Read the counters of a batch; None if there is no such batch."""
     with database.transaction() as connection:
         row = connection.execute(select(*PROGRESS).where(UploadBatch.id == batch_id)).one_or_none()

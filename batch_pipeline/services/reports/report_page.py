@@ -150,7 +150,7 @@ def _place(item: tuple[str, object]) -> int:
     return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
 
 
-def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
+def read_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
     """Read everything that the page about a batch shows.
 
     Raises:

@@ -38,7 +38,7 @@ from batch_pipeline.services.reports.batch_verdicts import verdict
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.reports.failures import FailureFilter, failures
 from batch_pipeline.services.reports.metrics import read_metrics
-from batch_pipeline.services.reports.report_page import batch_report
+from batch_pipeline.services.reports.report_page import read_report
 from batch_pipeline.services.reprocessing import (
     Selection,
     _selected,
@@ -246,7 +246,7 @@ def test_commands_do_not_read_the_whole_uploads_table(full_pipeline, plans):
         )
     uploads = [row.id for row in upload_rows(database, other)]
     plans.clear()
-    batch_report(database, full_pipeline.storage, ended)
+    read_report(database, full_pipeline.storage, ended)
     batch_summary(database, full_pipeline.storage, ended)
     reprocess(database, batches, Selection(Stage.THUMBNAIL, batch_ids=[ended]))
     reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))

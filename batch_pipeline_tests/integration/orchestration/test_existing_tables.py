@@ -31,7 +31,7 @@ from batch_pipeline.services.reports.batch_status import (
     upload_status,
 )
 from batch_pipeline.services.reports.metrics import read_metrics
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -96,7 +96,7 @@ def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
         uploads_table(uploads)
         for upload in uploads:
             assert upload_table(upload_status(database, upload["upload_id"]))
-        assert render_html(batch_report(database, pipeline.storage, batch_id))
+        assert render_html(read_report(database, pipeline.storage, batch_id))
     next(watch_batch(database, batch_ids[0]))
     read_metrics(database, pipeline.settings)
     health = {check.name: check for check in check_health(pipeline.settings)}

@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.services.reports.pages import write_whole
-from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 from batch_pipeline.testing.records import USER, add_batch
 
@@ -53,7 +53,7 @@ def text_of(page):
 
 
 def page_of(database, storage, batch_id):
-    return render_html(batch_report(database, storage, batch_id))
+    return render_html(read_report(database, storage, batch_id))
 
 
 def test_the_page_shows_pictures_descriptions_failures_and_timings(database, storage):
@@ -78,7 +78,7 @@ def test_the_page_shows_pictures_descriptions_failures_and_timings(database, sto
         completed_at=BEGIN + timedelta(seconds=95),
     )
     page = page_of(database, storage, batch)
-    report = batch_report(database, storage, batch)
+    report = read_report(database, storage, batch)
     assert page.count('src="data:image/jpeg;base64,') == 2
     assert re.findall('<img [^>]*alt="([^"]*)"', page) == ["sea.jpg", "slow.jpg"]
     assert "A calm sea under a bright sky." in page
@@ -195,7 +195,7 @@ def add_many(database, number):
 
 def test_an_unknown_batch_is_refused(database, storage):
     with pytest.raises(NotFoundError):
-        batch_report(database, storage, USER)
+        read_report(database, storage, USER)
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path):
