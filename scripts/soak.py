@@ -264,7 +264,7 @@ class Neighbours:
         self.batch_id: uuid.UUID | None = None
         self._sums: dict[Path, str] = {}
 
-    def settle_in(self, folder: Path) -> None:
+    def store_files(self, folder: Path) -> None:
         """Store files, and remember their checksums."""
         before = set(self._storage.rglob("*"))
         pictures = [folder / f"{number}.jpg" for number in range(6)]
@@ -347,7 +347,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         soak.add_batches(uploads, originals)
         soak.make_unreadable()
         neighbours = Neighbours(soak)
-        neighbours.settle_in(Path(folder))
+        neighbours.store_files(Path(folder))
         api = UploadApi(
             soak.postgres.url,
             soak.storage,

@@ -179,7 +179,7 @@ class DagsterHistory:
             )
         self._instance, self._pipeline = instance, pipeline
         self._events, self._runs, self._ticks = events, runs, ticks
-        #: Ticks that did not end although `settle` waited for them.
+        #: Ticks that did not end although `wait_for_ticks` waited for them.
         self._dead_ticks: set[int] = set()
 
     def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
@@ -199,7 +199,7 @@ class DagsterHistory:
                 continue
         return found
 
-    def settle(self) -> None:
+    def wait_for_ticks(self) -> None:
         """Wait until the ticks that run now have ended; they may still report deleted data."""
         deadline = time.monotonic() + _TICK_SECONDS
         awaited = self._reporting() - self._dead_ticks
@@ -239,7 +239,7 @@ class DagsterHistory:
             counts["runs"] += 1
         # A sensor that has read these runs before may still report why one of them ended. Sensors
         # that start now no longer find the runs.
-        self.settle()
+        self.wait_for_ticks()
         counts += self._delete_ticks(needles)
         counts += self._delete_events(_EVENTS_OF_BATCH, of)
         counts += self._delete_checks(runs, batch_id)
@@ -287,7 +287,7 @@ class DagsterHistory:
         for run_id in whole:
             self._delete_run(run_id)
             counts["runs"] += 1
-        self.settle()  # for the same reason as in `forget_batch`
+        self.wait_for_ticks()  # for the same reason as in `forget_batch`
         counts += self._delete_ticks([str(upload_id), *whole])
         if batch_id:
             counts += self._delete_events(_RUNLESS_OF_BATCH, of)

@@ -82,7 +82,7 @@ class History(Protocol):
     def batches_of(self, user_id: uuid.UUID) -> Sequence[uuid.UUID]:
         """Return the batches of a user that are named in tags of runs."""
 
-    def settle(self) -> None:
+    def wait_for_ticks(self) -> None:
         """Wait until no sensor can still report what it read before the rows were emptied."""
 
     def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
@@ -181,7 +181,7 @@ def forget(
     _require_rest(pipeline, history, chosen)
     if not dry_run:
         receipt.counts += _empty(pipeline, chosen)
-        history.settle()
+        history.wait_for_ticks()
     with _partly_deleted():
         for batch_id in chosen.batches:
             _forget_batch(pipeline, history, files, batch_id, receipt)

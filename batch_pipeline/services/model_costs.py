@@ -67,13 +67,13 @@ class Account:
                 }
             )
             try:
-                self.settle()
+                self.store_waiting()
             except PipelineError as error:
                 log.warning("the cost of a call is stored later: %s", error)
 
         return spent
 
-    def settle(self) -> None:
+    def store_waiting(self) -> None:
         """Store the calls that wait.
 
         Raises:
@@ -93,7 +93,7 @@ class Account:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.settle()
+            self.store_waiting()
         except PipelineError as reason:
             log.warning("the cost of %d model calls is not stored: %s", len(self._waiting), reason)
 

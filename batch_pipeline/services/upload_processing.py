@@ -284,12 +284,12 @@ class UploadProcessor:
         If another run has taken over the upload in the meantime, nothing is written.
         """
 
-        def settle_and_store() -> Stored:
-            attempt.report.account.settle()
+        def store_calls_and_result() -> Stored:
+            attempt.report.account.store_waiting()
             return store()
 
         patience = _Patience(attempt.row.filename, attempt.while_waiting, attempt.caller.cancelled)
-        return patience.stored(settle_and_store)
+        return patience.stored(store_calls_and_result)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:

@@ -403,7 +403,7 @@ class ScriptedModelServer:
         return may_go_on, headers
 
     @contextlib.contextmanager
-    def _worked(self, call: ReceivedCall, connection: socket.socket) -> Iterator[None]:
+    def _processing(self, call: ReceivedCall, connection: socket.socket) -> Iterator[None]:
         """Record the call, then hold one of the slots for its processing time."""
         with self._received:
             self.calls.append(call)
@@ -533,7 +533,7 @@ class _Handler(BaseHTTPRequestHandler):
         call.headers = {name.lower(): value for name, value in self.headers.items()}
         call.connection = self._number
         call.fault = self._server._next_fault(call.kind)
-        with self._server._worked(call, self.connection):
+        with self._server._processing(call, self.connection):
             self._act(call)
 
     def _act(self, call: ReceivedCall) -> None:

@@ -301,7 +301,7 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     launched.join()
     work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
     before = states(work, batch_id)
-    assert {owner for _, owner, *_ in before} == {run_id}, "nobody has settled the run yet"
+    assert {owner for _, owner, *_ in before} == {run_id}, "nobody has cleaned up after the run yet"
 
     start(*WORKER)
     wait_until(lambda: len(failures_of(work, run_id)) == 2, "a worker has taken both")

@@ -160,8 +160,8 @@ def test_16_a_locked_row_delays_no_other_upload(pipeline, settings):
         pipeline.states.heartbeat(RUN, [claim])
         assert pipeline.backlog.rescue().returned == 0
         for upload in (held, other):
-            token = claim if upload is held else started(pipeline, upload.id)
-            pipeline.states.complete(token, embedded=embedded(pipeline.database), seconds={})
+            its_claim = claim if upload is held else started(pipeline, upload.id)
+            pipeline.states.complete(its_claim, embedded=embedded(pipeline.database), seconds={})
         assert counts(pipeline, batch_id)[1:] == (2, 2, 0)
     pipeline.states.complete(
         started(pipeline, locked.id), embedded=embedded(pipeline.database), seconds={}

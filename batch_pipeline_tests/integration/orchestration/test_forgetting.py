@@ -364,7 +364,7 @@ def test_a_deletion_that_is_interrupted_after_each_step_is_completed_by_the_next
     batch = kept.batch(tmp_path, "quokka_barnaby", "second")
     gone = needles(kept, batch, "quokka_barnaby")
     for step in (
-        "settle",
+        "wait_for_ticks",
         "_delete_ticks",
         "_delete_events",
         "_delete_checks",
@@ -397,7 +397,7 @@ def test_a_deletion_of_an_upload_that_is_interrupted_after_each_step_is_complete
         "_delete_events",
         "_delete_logs",
         "_delete_run",
-        "settle",
+        "wait_for_ticks",
         "_delete_ticks",
         "_forget_last_events",
         "forget_upload",
@@ -439,13 +439,13 @@ def test_reports_that_a_sensor_was_about_to_store_are_deleted_too(kept, tmp_path
 def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept, monkeypatch):
     failed = {"processing_status": "failed", "retry_at": func.now()}
     batch = add_batch(kept.pipeline.database, [failed], status="completed")
-    settle = kept.history.settle
+    wait = kept.history.wait_for_ticks
 
-    def settle_during_a_sweep():
+    def wait_during_a_sweep():
         kept.pipeline.backlog.retry_due()
-        settle()
+        wait()
 
-    monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
+    monkeypatch.setattr(kept.history, "wait_for_ticks", wait_during_a_sweep)
     assert kept.delete("batch", batch).batches == [batch]
 
 
@@ -453,13 +453,13 @@ def test_a_batch_that_a_person_retries_in_the_middle_of_a_deletion_stays_and_say
     kept, monkeypatch
 ):
     batch = add_batch(kept.pipeline.database, 1, status="cancelled")
-    settle = kept.history.settle
+    wait = kept.history.wait_for_ticks
 
-    def settle_during_a_retry():
+    def wait_during_a_retry():
         kept.pipeline.batches.retry_batch(batch)
-        settle()
+        wait()
 
-    monkeypatch.setattr(kept.history, "settle", settle_during_a_retry)
+    monkeypatch.setattr(kept.history, "wait_for_ticks", wait_during_a_retry)
     reopened = f"^a part is deleted; batch .* is pending: .*cancel {batch}.*, then delete again"
     with pytest.raises(RefusedError, match=reopened):
         kept.delete("batch", batch)
@@ -476,13 +476,13 @@ def test_an_upload_that_a_sweep_adopts_in_the_middle_of_a_deletion_leaves_no_bat
     batch = add_batch(database, rows, user_id=user)
     with database.transaction() as connection:
         connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
-    settle = kept.history.settle
+    wait = kept.history.wait_for_ticks
 
-    def settle_during_a_sweep():
+    def wait_during_a_sweep():
         kept.pipeline.backlog.adopt()
-        settle()
+        wait()
 
-    monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
+    monkeypatch.setattr(kept.history, "wait_for_ticks", wait_during_a_sweep)
     added = f"^a part is deleted; uploads or a batch were added to user {user} .*: delete again"
     with pytest.raises(RefusedError, match=added):
         kept.delete("user", user)
@@ -783,14 +783,14 @@ def test_nothing_is_deleted_while_the_storage_is_not_there(kept, tmp_path, chang
 def test_rows_stay_if_the_storage_goes_away_during_a_deletion(kept, tmp_path, monkeypatch):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     root = Path(kept.pipeline.settings.storage_location)
-    settle, away = kept.history.settle, root.with_name("away")
+    wait, away = kept.history.wait_for_ticks, root.with_name("away")
 
-    def settle_while_the_storage_goes_away():
-        settle()
+    def wait_while_the_storage_goes_away():
+        wait()
         root.rename(away)
         root.mkdir()
 
-    monkeypatch.setattr(kept.history, "settle", settle_while_the_storage_goes_away)
+    monkeypatch.setattr(kept.history, "wait_for_ticks", wait_while_the_storage_goes_away)
     with pytest.raises(ServiceDownError, match="is it mounted"):
         kept.delete("batch", batch)
     monkeypatch.undo()
@@ -1008,7 +1008,7 @@ def test_an_upload_without_a_user_in_a_batch_that_goes_to_another_is_deleted_by_
         for row, user in ((gone, None), (stays, second)):
             connection.execute(update(Upload).where(Upload.id == row.id).values(user_id=user))
     with pytest.raises(KeyboardInterrupt):
-        kept.delete("user", first, interrupted_after("settle", kept, monkeypatch))
+        kept.delete("user", first, interrupted_after("wait_for_ticks", kept, monkeypatch))
     assert kept.delete("user", first).uploads == [gone.id]
     assert [row.id for row in upload_rows(kept.pipeline.database, batch)] == [stays.id]
 

@@ -270,7 +270,7 @@ def test_the_message_for_a_run_that_held_nothing_says_that_it_needs_no_clean_up(
     assert str(RunCleanup(returned=2)) == "uploads that it held and that are pending again: 2"
 
 
-def newest_settlement(instance):
+def newest_clean_up(instance):
     [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
@@ -290,7 +290,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     batch = batch_row(pipeline.database, batch_id)
     assert batch.died_runs == 1
     assert batch.error_message.endswith("continues its work: exited with code 139")
-    seen = newest_settlement(instance)
+    seen = newest_clean_up(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
     assert seen.metadata["uploads_released"].value == 2
@@ -382,7 +382,7 @@ def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalo
     said = " ".join(console("status", batch_id).out.split())
     assert reason in said
     assert "a run died, another run continues its work: " in said
-    assert reason in newest_settlement(instance).metadata["reason"].value
+    assert reason in newest_clean_up(instance).metadata["reason"].value
 
 
 #: Nothing listens at this port.
@@ -830,7 +830,7 @@ def foreign_run(definitions, instance, **values):
 
 
 @pytest.mark.parametrize("ending", ["failed", "canceled"])
-def test_a_run_whose_tags_are_not_ours_is_settled_like_any_other(
+def test_a_run_whose_tags_are_not_ours_is_cleaned_up_like_any_other(
     pipeline, instance, definitions, ending
 ):
     batch_id = add_batch(pipeline.database, 1, status="processing")
@@ -844,7 +844,7 @@ def test_a_run_whose_tags_are_not_ours_is_settled_like_any_other(
     evaluate(definitions, instance, pipeline, name, run, event)
     [upload] = upload_rows(pipeline.database, batch_id)
     assert upload.owner_run_id is None
-    assert newest_settlement(instance).metadata["uploads_returned"].value == 1
+    assert newest_clean_up(instance).metadata["uploads_returned"].value == 1
 
 
 def test_the_sweep_closes_dead_runs_whatever_their_tags_say(
