@@ -186,14 +186,14 @@ MUTANTS = (
     Mutant(
         "slices of cancelled batches are offered",
         f"{DISPATCH}/slices.py",
-        "WHERE upload_batches.status IN ('pending', 'processing')\n        AND {WAITING_SQL}",
+        "WHERE {OPEN_BATCH_SQL}\n        AND {WAITING_SQL}",
         "WHERE {WAITING_SQL}",
         f"{OF_BACKLOG}::test_no_run_is_requested_for_uploads_of_a_batch_that_is_over",
     ),
     Mutant(
         "cancelled batches get new slices",
         f"{DISPATCH}/slices.py",
-        ") oldest\n    WHERE upload_batches.status IN ('pending', 'processing')\n",
+        ") oldest\n    WHERE {OPEN_BATCH_SQL}\n",
         ") oldest\n",
         f"{OF_BACKLOG}::test_no_run_is_requested_for_uploads_of_a_batch_that_is_over",
     ),

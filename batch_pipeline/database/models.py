@@ -6,7 +6,7 @@ does not know them keeps working. ``services/states/transitions.py`` has the rul
 """
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -96,6 +96,12 @@ OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
 IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
 OPEN_UPLOAD = (UploadStatus.PENDING, *IN_WORK)
+
+
+def sql_list(words: Iterable[str]) -> str:
+    """Return words of ours as the list that follows ``IN`` in SQL text."""
+    quoted = ", ".join(f"'{word}'" for word in words)
+    return f"({quoted})"
 
 
 class Word(UserDefinedType[str]):
@@ -205,7 +211,7 @@ class UploadBatch(Base):
             "ix_upload_batches_open",
             "created_at",
             "id",
-            postgresql_where=text("status IN ('pending', 'processing')"),
+            postgresql_where=text(f"status IN {sql_list(OPEN_BATCH)}"),
         ),
         Index(
             "ix_upload_batches_stopped",
@@ -328,7 +334,7 @@ class Upload(Base):
             "ix_uploads_held",
             "owner_run_id",
             postgresql_where=text(
-                "owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')"
+                f"owner_run_id IS NOT NULL OR processing_status IN {sql_list(IN_WORK)}"
             ),
         ),
         Index(

@@ -29,12 +29,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from batch_pipeline.database.models import (
+    IN_WORK,
+    OPEN_BATCH,
     BatchStatus,
     PauseScope,
     Upload,
     UploadBatch,
     UploadStatus,
     WorkPause,
+    sql_list,
 )
 
 #: Owner of uploads and batches without a user, submitted or written by an API.
@@ -92,6 +95,14 @@ PENDING_WORK = and_(
     ),
 )
 PENDING_WORK_SQL = as_text(PENDING_WORK)
+
+#: An upload that a run holds: it has an owner, or it is in progress (an upload API may have written
+#: that status without an owner). The index `ix_uploads_held` contains only these rows.
+HELD = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
+HELD_SQL = f"({as_text(HELD)})"
+
+#: A batch that has not ended.
+OPEN_BATCH_SQL = as_text(UploadBatch.status.in_(OPEN_BATCH))
 
 #: Last sign of life of an upload's worker. A worker without claims writes no heartbeat, so the
 #: moment of its last write counts.
@@ -234,7 +245,7 @@ PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())
 #: not once per upload.
 NOT_PAUSED_SQL = (
     "(uploads.batch_id IS NULL OR uploads.batch_id NOT IN (SELECT id FROM upload_batches WHERE "  # noqa: S608
-    f"status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}') AND {PAUSED_SQL}))"
+    f"{OPEN_BATCH_SQL} AND {PAUSED_SQL}))"
 )
 NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())
 #: The batch that a pause is about; null if it is about something else.
@@ -244,6 +255,6 @@ PAUSED_BATCH_ID = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.targ
 ACTIVE_PAUSE_SQL = (
     f"(work_pauses.scope <> '{PauseScope.BATCH}' OR EXISTS (SELECT FROM upload_batches AS of_pause "
     f"WHERE of_pause.id = {as_text(PAUSED_BATCH_ID)} "
-    f"AND of_pause.status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}')))"
+    f"AND of_pause.status IN {sql_list(OPEN_BATCH)}))"
 )
 ACTIVE_PAUSE: ColumnElement[bool] = literal_column(ACTIVE_PAUSE_SQL, Boolean())

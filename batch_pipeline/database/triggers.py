@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from batch_pipeline.database.existing_tables import Problem
+from batch_pipeline.database.models import IN_WORK, OPEN_BATCH, sql_list
+from batch_pipeline.database.readings import WAITING_SQL
 
 #: Selects the schemas in which functions of ours find tables, when they run with our rights: the
 #: tables of an upload API may be in another schema than ours. ``pg_temp`` has to follow them, or
@@ -22,11 +24,13 @@ SEARCH_PATH = """
     FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (name, place)
 """
 
-_OPEN = "('pending', 'processing')"
-_IN_WORK = "('analyzing', 'embedding')"
+_OPEN = sql_list(OPEN_BATCH)
+_IN_WORK = sql_list(IN_WORK)
 _ENDED = "('completed', 'failed', 'cancelled')"
 _QUARANTINE = "('killed_worker', 'model_server_crash')"
 _LOCAL_USER = "'00000000-0000-0000-0000-000000000000'::uuid"
+#: The row after a change is an upload that no run has taken.
+_WAITS = WAITING_SQL.replace("uploads.", "NEW.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ _SIGNAL = _Function(
         "batch_pipeline_uploads_added": "AFTER INSERT ON uploads FOR EACH STATEMENT",
         "batch_pipeline_upload_waits": (
             "AFTER UPDATE OF processing_status, owner_run_id, batch_id ON uploads FOR EACH ROW "
-            "WHEN (NEW.processing_status = 'pending' AND NEW.owner_run_id IS NULL AND ("
+            f"WHEN ({_WAITS} AND ("
             "OLD.processing_status <> 'pending' OR OLD.owner_run_id IS NOT NULL "
             "OR OLD.batch_id IS DISTINCT FROM NEW.batch_id))"
         ),

@@ -36,7 +36,6 @@ from sqlalchemy.exc import DBAPIError
 
 from batch_pipeline.database.failures import refuses_rows
 from batch_pipeline.database.models import (
-    IN_WORK,
     OPEN_BATCH,
     AnsweringSpace,
     AskedSlice,
@@ -50,6 +49,7 @@ from batch_pipeline.database.models import (
     WorkPause,
 )
 from batch_pipeline.database.readings import (
+    HELD,
     LOCAL_USER,
     NAME,
     lease_lives,
@@ -259,10 +259,7 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
     """Refuse if a run processes one of the uploads, or may begin to."""
     lone = [upload_id for upload_id, _ in chosen.lone]
     batches = {*chosen.batches, *(batch_id for _, batch_id in chosen.lone if batch_id)}
-    held = and_(
-        or_(Upload.processing_status.in_(IN_WORK), Upload.owner_run_id.is_not(None)),
-        lease_lives(pipeline.settings.lease_seconds),
-    )
+    held = and_(HELD, lease_lives(pipeline.settings.lease_seconds))
     with pipeline.database.transaction() as connection:
         labels = {batch_id: _require_ended(connection, batch_id) for batch_id in sorted(batches)}
         at_work = connection.scalar(

@@ -25,7 +25,9 @@ from batch_pipeline.database.failures import repeated
 from batch_pipeline.database.lock_waits import short_lock_waits
 from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
+    HELD_SQL,
     NAME,
+    OPEN_BATCH_SQL,
     PAUSED_SQL,
     PRIORITY,
     WAITING_SINCE,
@@ -54,7 +56,7 @@ _NUMBERED = text(f"""
         uploads.slice AS number,
         min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
-    WHERE upload_batches.status IN ('pending', 'processing')
+    WHERE {OPEN_BATCH_SQL}
         AND {WAITING_SQL} AND uploads.slice IS NOT NULL
     GROUP BY upload_batches.id, uploads.slice
     ORDER BY upload_batches.id, uploads.slice
@@ -73,15 +75,14 @@ _WITHOUT_NUMBER = text(f"""
         ORDER BY uploads.slice, uploads.created_at, uploads.id
         LIMIT 1
     ) oldest
-    WHERE upload_batches.status IN ('pending', 'processing')
+    WHERE {OPEN_BATCH_SQL}
     ORDER BY upload_batches.id
 """)  # noqa: S608
 
 _HELD = text(f"""
     SELECT {_USER} AS user_id, count(*) AS uploads
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
-    WHERE uploads.owner_run_id IS NOT NULL
-        OR uploads.processing_status IN ('analyzing', 'embedding')
+    WHERE {HELD_SQL}
     GROUP BY 1
 """)  # noqa: S608
 

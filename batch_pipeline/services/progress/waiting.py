@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Select, exists, func, or_, select
 
-from batch_pipeline.database.models import IN_WORK, Outage, Upload, UploadBatch
-from batch_pipeline.database.readings import NAME, WAITING, newest_first
+from batch_pipeline.database.models import Outage, Upload, UploadBatch
+from batch_pipeline.database.readings import HELD, NAME, WAITING, newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
@@ -104,12 +104,11 @@ def _launched(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
 
 def _ahead(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
     """Count uploads that runs hold, by other batch; most of them first."""
-    held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
     return (
         select(UploadBatch.id, NAME, func.count().label("uploads"))
         .select_from(Upload)
         .join(UploadBatch, UploadBatch.id == Upload.batch_id)
-        .where(held, UploadBatch.id != batch_id)
+        .where(HELD, UploadBatch.id != batch_id)
         .group_by(UploadBatch.id)
         .order_by(func.count().desc(), UploadBatch.id)
     )

@@ -16,7 +16,9 @@ from sqlalchemy import text
 from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.readings import (
     ACTIVE_PAUSE_SQL,
+    HELD_SQL,
     NOT_PAUSED_SQL,
+    OPEN_BATCH_SQL,
     PENDING_WORK_SQL,
     WAITING_SINCE,
     as_text,
@@ -68,7 +70,7 @@ METRICS = (
         SELECT CASE processing_status::text
             WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
         FROM uploads
-        WHERE owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')
+        WHERE {HELD_SQL}
         GROUP BY 1
         """,  # noqa: S608 - words of ours
     ),
@@ -127,11 +129,11 @@ METRICS = (
     Metric(
         "batch_pipeline_open_batches",
         "Batches that have not ended, by status.",
-        """
+        f"""
         SELECT status, count(*) FROM upload_batches
-        WHERE status IN ('pending', 'processing')
+        WHERE {OPEN_BATCH_SQL}
         GROUP BY 1
-        """,
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_model_calls",

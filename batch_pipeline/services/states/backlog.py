@@ -41,6 +41,7 @@ from batch_pipeline.database.models import (
     insert_all,
 )
 from batch_pipeline.database.readings import (
+    HELD,
     UPLOAD_CAME,
     WAITING,
     interval,
@@ -156,7 +157,7 @@ class Backlog:
         uploads of the runs `not_of` stay as they are.
         """
         dead = and_(
-            or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
+            HELD,
             or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
         )
         if not_of:
