@@ -67,14 +67,20 @@ from batch_pipeline.services.states.transitions import (
 
 #: Not ended, and no status that only an upload API uses.
 _IS_OPEN = or_(*(Upload.processing_status == status for status in OPEN_UPLOAD))
-#: The row of an upload, if the claim (`of_upload`, `of_run`, `token`) still holds it and no upload
-#: API has ended it.
-_HELD = and_(
-    Upload.id == bindparam("of_upload"),
-    Upload.owner_run_id == bindparam("of_run"),
-    Upload.claim_token == bindparam("token"),
-    _IS_OPEN,
-)
+
+
+def held_by(upload_id: Any, run_id: Any, token: Any) -> ColumnElement[bool]:
+    """Condition: this claim still holds the upload, and no upload API has ended it."""
+    return and_(
+        Upload.id == upload_id,
+        Upload.owner_run_id == run_id,
+        Upload.claim_token == token,
+        _IS_OPEN,
+    )
+
+
+#: The row of an upload that the claim (`of_upload`, `of_run`, `token`) holds.
+_HELD = held_by(bindparam("of_upload"), bindparam("of_run"), bindparam("token"))
 _NO_STAGES = cast([], ARRAY(Text))
 
 

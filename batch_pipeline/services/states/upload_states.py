@@ -87,6 +87,7 @@ from batch_pipeline.services.states.upload_statements import (
     START,
     STORE_DESCRIPTION,
     STORE_THUMBNAIL,
+    held_by,
     held_update,
 )
 
@@ -660,13 +661,8 @@ def _lost(claim: Claim) -> ClaimLostError:
     return ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
 
 
-def _held(claim: Claim) -> Any:
-    return and_(
-        Upload.id == claim.upload_id,
-        Upload.owner_run_id == claim.run_id,
-        Upload.claim_token == claim.token,
-        Upload.processing_status.in_(OPEN_UPLOAD),
-    )
+def _held(claim: Claim) -> ColumnElement[bool]:
+    return held_by(claim.upload_id, claim.run_id, claim.token)
 
 
 def _names(claim: Claim) -> dict[str, Any]:
