@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant(
         "a pending batch without uploads ends",
         f"{STATES}/transitions.py",
-        " and (counts.total or status != BatchStatus.PENDING)",
+        " & ((counts.total > 0) | (status != BatchStatus.PENDING))",
         "",
         f"{OF_STATES}::test_a_batch_that_is_still_being_filled_does_not_end",
     ),

@@ -63,6 +63,7 @@ from batch_pipeline.services.states.transitions import (
     count_failed,
     count_uploads,
     disown,
+    is_done,
     percentage_reached,
     recount_batches,
     release_rows,
@@ -503,6 +504,7 @@ def _drifted(changed: Any) -> Select[uuid.UUID]:
     counts = count_uploads(UploadBatch.id).lateral("counts")
     counted = counts.c.successful + counts.c.failed
     is_open = UploadBatch.status.in_(OPEN_BATCH)
+    done = is_done(UploadBatch.status, counts.c)
     return (
         select(UploadBatch.id)
         .join(counts, true())
@@ -517,10 +519,8 @@ def _drifted(changed: Any) -> Select[uuid.UUID]:
                 UploadBatch.successful_uploads.is_distinct_from(counts.c.successful),
                 UploadBatch.failed_uploads.is_distinct_from(counts.c.failed),
                 UploadBatch.processed_uploads.is_distinct_from(counted),
-                # A pending batch without uploads is still being filled.
-                and_(is_open, counted == counts.c.total, counts.c.total > 0),
-                and_(UploadBatch.status == BatchStatus.PROCESSING, counts.c.total == 0),
-                and_(UploadBatch.status == BatchStatus.COMPLETED, counted != counts.c.total),
+                and_(is_open, done),
+                and_(UploadBatch.status == BatchStatus.COMPLETED, ~done),
             ),
         )
         .order_by(UploadBatch.id)

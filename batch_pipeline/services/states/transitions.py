@@ -103,18 +103,17 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress 
     status = batch.status
     counts = connection.execute(count_uploads(batch_id)).one()
     processed = counts.successful + counts.failed
-    # A pending batch without uploads is still being filled.
-    has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
+    done = is_done(status, counts)
     values: dict[str, Any] = {}
     # A batch that was given up may still end; without uploads it has nothing to process.
-    was_worked = status in OPEN_BATCH or (status == BatchStatus.FAILED and counts.total)
-    if was_worked and has_ended:
+    may_complete = status in OPEN_BATCH or (status == BatchStatus.FAILED and counts.total)
+    if may_complete and done:
         values = {
             "status": BatchStatus.COMPLETED,
             "completed_at": func.now(),
             "error_message": None,
         }
-    elif status == BatchStatus.COMPLETED and not has_ended:
+    elif status == BatchStatus.COMPLETED and not done:
         values = {"status": BatchStatus.PROCESSING, "completed_at": None}
     return updated_batch(
         connection,
@@ -129,6 +128,16 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress 
             **values,
         ),
     )
+
+
+def is_done(status: Any, counts: Any) -> Any:
+    """Return whether every upload of a batch has ended, by the counts of `count_uploads`.
+
+    It takes values or columns: the operators ``&`` and ``|`` work on both.
+    """
+    processed = counts.successful + counts.failed
+    # A pending batch without uploads is still being filled.
+    return (processed == counts.total) & ((counts.total > 0) | (status != BatchStatus.PENDING))
 
 
 def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
