@@ -4,6 +4,12 @@
 DAGSTER_DATABASE = "dagster"
 #: Tag of the runs of a batch.
 BATCH_TAG = "batch_pipeline/batch_id"
+#: Tag of the runs of our jobs. Another project in the same instance may have jobs of these names.
+JOB_TAG = "batch_pipeline/job"
+#: Value of this tag.
+OUR_JOB = "true"
+#: Statuses of runs that wait in the queue, or that have or should have a process of their own.
+RUNS_IN_FLIGHT = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 #: Tables of Dagster's storages. A test compares them with Dagster's own definitions.
 DAGSTER_TABLES = frozenset(
     {

@@ -21,6 +21,7 @@ from batch_pipeline.dagster_internals import (
     CodeLocationOrigin,
     GrpcServerCodeLocationOrigin,
 )
+from batch_pipeline.database.names import RUNS_IN_FLIGHT
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import (
     BATCH_TAG,
@@ -40,15 +41,10 @@ ENDED_RUN = (
     dg.DagsterRunStatus.FAILURE,
     dg.DagsterRunStatus.CANCELED,
 )
-#: Runs that have, or should have, a process of their own.
-_UNDER_WAY = (
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
-#: These, and runs that wait in the queue for a place.
-IN_FLIGHT = (dg.DagsterRunStatus.QUEUED, *_UNDER_WAY)
+#: Runs that have not ended.
+IN_FLIGHT = tuple(dg.DagsterRunStatus(status) for status in RUNS_IN_FLIGHT)
+#: Those of them that have, or should have, a process of their own. The others wait in the queue.
+_UNDER_WAY = tuple(status for status in IN_FLIGHT if status is not dg.DagsterRunStatus.QUEUED)
 #: Runs that a person has terminated, whether or not their worker has stopped.
 _TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 #: A run that holds no upload is dead after this many leases without an event.

@@ -20,8 +20,8 @@ OUTCOME_TAG = "batch_pipeline/outcome"
 NOT_FAILED = "not_failed"
 #: Why a sweep was launched.
 FOUND_TAG = "batch_pipeline/found"
-#: Marks the runs of our jobs. Another project in the same instance may have jobs of these names.
-OURS = {"batch_pipeline/job": "true"}
+#: Marks the runs of our jobs.
+OURS = {names.JOB_TAG: names.OUR_JOB}
 #: Tags of each of our jobs. Dagster's own tag turns run retries off, because another run of ours
 #: takes the uploads that a run leaves.
 JOB = OURS | {"dagster/max_retries": "0"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from batch_pipeline.database.libpq import libpq_url
-from batch_pipeline.database.names import DAGSTER_DATABASE
+from batch_pipeline.database.names import DAGSTER_DATABASE, JOB_TAG, OUR_JOB, RUNS_IN_FLIGHT
 from batch_pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _OLDEST = """
     ) AS newest
 """
 
-#: The runs that are queued or running, and the last tick of the sensor that launches them. The
+#: Our runs that are queued or running, and the last tick of the sensor that launches them. The
 #: query begins with the newest tick, because the table has all ticks of a week.
 _DISPATCH = """
     WITH ticks AS NOT MATERIALIZED (
@@ -45,7 +45,10 @@ _DISPATCH = """
     )
     SELECT (
         SELECT count(*) FROM runs WHERE pipeline_name = 'process_batch'
-            AND status IN ('QUEUED', 'NOT_STARTED', 'STARTING', 'STARTED', 'CANCELING')
+            AND status = ANY (%(in_flight)s) AND EXISTS (
+                SELECT FROM run_tags
+                WHERE run_tags.run_id = runs.run_id AND key = %(tag)s AND value = %(ours)s
+            )
     ), (
         SELECT extract(epoch FROM (now() AT TIME ZONE 'utc') - timestamp)
         FROM ticks ORDER BY id DESC LIMIT 1
@@ -53,6 +56,7 @@ _DISPATCH = """
         tick ->> 'skip_reason'
     FROM ended
 """
+_OUR_RUNS = {"in_flight": list(RUNS_IN_FLIGHT), "tag": JOB_TAG, "ours": OUR_JOB}
 
 
 class NeverRunError(RefusedError):
@@ -125,7 +129,7 @@ def newest_dispatch(settings: "Settings") -> Dispatch | None:
     """Read what the sensor `pending_batches` did last; None if that is unknown."""
     try:
         with psycopg.connect(_dagster_database(settings), connect_timeout=5) as connection:
-            row = connection.execute(_DISPATCH).fetchone()
+            row = connection.execute(_DISPATCH, _OUR_RUNS).fetchone()
     except (
         psycopg.OperationalError,
         psycopg.errors.UndefinedTable,

@@ -33,6 +33,7 @@ from sqlalchemy import make_url
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.dagster_storage import instance_storage
 from batch_pipeline.orchestration.instance_health import INSTIGATORS, check_dagster
+from batch_pipeline.orchestration.tags import OURS
 from batch_pipeline.services.progress.waiting import (
     NOTHING_PENDING,
     what_it_waits_for,
@@ -84,6 +85,9 @@ class Daemon:
 
     def beat(self, name, *, seconds_ago=0):
         self.runs.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, name, "id", []))
+
+    def run(self, status, *, tags=OURS):
+        self.runs.add_run(dg.DagsterRun("process_batch", status=status, tags=tags))
 
     def tick(self, name, status, error=None, *, said=None, seconds_ago=0, location=HERE):
         state = state_of(name, location=location)
@@ -148,8 +152,8 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
 ):
     settings = change(dagster_database_url=dagster_url)
     batch = add_batch(database, 1)
-    daemon.runs.add_run(dg.DagsterRun("process_batch", status=dg.DagsterRunStatus.STARTED))
-    daemon.runs.add_run(dg.DagsterRun("process_batch", status=dg.DagsterRunStatus.SUCCESS))
+    daemon.run(dg.DagsterRunStatus.STARTED)
+    daemon.run(dg.DagsterRunStatus.SUCCESS)
     daemon.tick("pending_batches", TickStatus.SKIPPED, said="2 batches wait")
     daemon.tick("report_ended_batches", TickStatus.SKIPPED, said="no batch has ended since")
     daemon.tick("pending_batches", TickStatus.STARTED)
@@ -172,6 +176,18 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
         daemon.beat(name, seconds_ago=300)
     for said in (why_batches_wait(settings), what_it_waits_for(database, settings, batch)):
         assert said.startswith("nothing is being processed: is Dagster running? ")
+
+
+def test_a_run_of_another_projects_job_with_the_same_name_is_not_counted_as_in_flight(
+    change, daemon, database
+):
+    daemon.tick("pending_batches", TickStatus.SKIPPED, said="2 batches wait")
+    daemon.run(dg.DagsterRunStatus.NOT_STARTED)
+    daemon.run(dg.DagsterRunStatus.STARTED, tags={})
+    said = what_it_waits_for(
+        database, change(dagster_database_url=daemon.url), add_batch(database, 1)
+    )
+    assert said == "waits for its run to be launched; 1 of 4 runs in flight"
 
 
 def test_status_does_not_say_that_nothing_is_pending_below_a_batch_that_waits(change, daemon):

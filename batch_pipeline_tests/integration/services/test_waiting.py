@@ -116,7 +116,8 @@ def test_a_role_that_may_not_read_dagsters_tables_still_gets_a_reason(database, 
             "CREATE TABLE job_ticks (id int, type text, status text, timestamp timestamp,"
             " tick_body text)"
         )
-        connection.execute("CREATE TABLE runs (pipeline_name text, status text)")
+        connection.execute("CREATE TABLE runs (run_id text, pipeline_name text, status text)")
+        connection.execute("CREATE TABLE run_tags (run_id text, key text, value text)")
         connection.execute("CREATE ROLE looks_only LOGIN")
         try:
             url = make_url(daemon).set(username="looks_only").render_as_string(hide_password=False)
