@@ -39,7 +39,6 @@ class Stack:
     url: str
     """Address of the UI."""
     log_file: Path
-    dagster_home: Path
     process: "subprocess.Popen[bytes]"
     """``dagster dev``, the leader of the process group of the whole stack."""
 
@@ -143,8 +142,7 @@ def running_stack(
     port = free_port() if port is None else require_free(port)
     with _ended_by_signals(), _held(settings) as lock:
         environment = os.environ | dagster_environment(settings)
-        home = Path(environment["DAGSTER_HOME"])
-        log_file = home / "dagster-dev.log"
+        log_file = Path(environment["DAGSTER_HOME"]) / "dagster-dev.log"
         command = [
             *(sys.executable, "-m", "dagster", "dev"),
             *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
@@ -165,7 +163,7 @@ def running_stack(
                     start_new_session=True,
                     pass_fds=[lock],  # the home stays taken as long as the stack lives
                 )
-            stack = Stack(f"http://127.0.0.1:{port}", log_file, home, process)
+            stack = Stack(f"http://127.0.0.1:{port}", log_file, process)
             _wait_until_loaded(stack)
             yield stack
         finally:

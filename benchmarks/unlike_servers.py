@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers.base import VisionModel
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.model_servers.remote import red_square
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 _PICTURE = MediaFacts("image", "jpeg", 64, 64)

@@ -19,7 +19,7 @@ it cannot force them (`interrupts`).
 - `shared_resources`: work that is done once, not again for every step
 """
 
-from batch_pipeline.executor.interrupts import interrupt_event, interrupt_requested
+from batch_pipeline.executor.interrupts import interrupt_event
 from batch_pipeline.executor.threaded import (
     ALWAYS_TAG,
     StepsCanNeverRunError,
@@ -32,7 +32,6 @@ __all__ = [
     "ALWAYS_TAG",
     "StepsCanNeverRunError",
     "interrupt_event",
-    "interrupt_requested",
     "keep_steps_that_always_run",
     "others_may_work",
     "threaded_executor",

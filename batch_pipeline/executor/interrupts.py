@@ -25,11 +25,6 @@ def interrupt_event() -> threading.Event:
     return _current.get(None) or threading.Event()
 
 
-def interrupt_requested() -> bool:
-    """Return whether the run of the calling step should end: it was terminated, or has failed."""
-    return interrupt_event().is_set()
-
-
 def bind_interrupt_event(event: threading.Event) -> None:
     """Make `event` the flag of the current context. Only the executor calls this."""
     _current.set(event)

@@ -36,6 +36,7 @@ _CLIENTS = {
 }
 
 _lock = threading.Lock()
+#: The servers of all analyzers of this process; tests close their connections.
 _servers: list["ModelServer"] = []
 
 
@@ -83,14 +84,6 @@ def preload(settings: Settings) -> None:
         vision=settings.analyzer is AnalyzerName.EMBEDDED,
         embedding=settings.embedder_name is AnalyzerName.EMBEDDED,
     )
-
-
-def close_analyzers() -> None:
-    """Close all connections of the analyzers built so far; none of them may be used again."""
-    with _lock:
-        _built.cache_clear()
-        while _servers:
-            _servers.pop().close()
 
 
 @cache

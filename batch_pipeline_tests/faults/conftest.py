@@ -16,12 +16,12 @@ from sqlalchemy import make_url, text
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import AnyRow
-from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.tcp_proxy import TcpProxy

@@ -9,7 +9,6 @@ from sqlalchemy import text
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.known_results import count_known, forget_old_notes, look_up
@@ -19,6 +18,7 @@ from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
 from batch_pipeline.testing import media
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import Fault
 
 PICTURE = "sea.jpg"

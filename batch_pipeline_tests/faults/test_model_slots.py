@@ -19,8 +19,8 @@ from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import never_cancelled
-from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.services.shared_call_slots import SharedCallSlots
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
 from batch_pipeline_tests.patience import wait_until

@@ -10,8 +10,9 @@ from PIL import Image
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.base import Analyzer
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 IMAGE = MediaFacts("image", "jpeg", 64, 32)

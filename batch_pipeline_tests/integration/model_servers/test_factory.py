@@ -6,8 +6,9 @@ import pytest
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
 

@@ -16,8 +16,9 @@ import xllamacpp as llama
 
 from batch_pipeline.errors import ServiceDownError, TransientError
 from batch_pipeline.model_servers.base import Analyzer
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, VIDEO, picture
 
 pytestmark = pytest.mark.slow

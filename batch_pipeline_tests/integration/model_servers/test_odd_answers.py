@@ -12,10 +12,11 @@ import pytest
 
 from batch_pipeline.errors import KindedError, ServiceDownError, TransientError
 from batch_pipeline.model_servers.base import Analyzer, never_cancelled
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.model_servers.http_calls import CallLimits
 from batch_pipeline.model_servers.ollama import OllamaServer
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,

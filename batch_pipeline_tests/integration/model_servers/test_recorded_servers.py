@@ -20,8 +20,9 @@ import pytest
 from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.base import Analyzer, Caller, Usage
-from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
 
 SAID = "A red square fills the whole picture, evenly lit, without people or readable text."

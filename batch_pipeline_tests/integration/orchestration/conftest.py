@@ -13,7 +13,6 @@ import psycopg
 import pytest
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
@@ -21,6 +20,7 @@ from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.listening import messages_until_now
+from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 ROOT = Path(__file__).parents[3]
