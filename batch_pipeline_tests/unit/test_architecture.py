@@ -36,15 +36,12 @@ MAY_IMPORT = {
     "dagster_internals": set(),
     "executor": {"executor", "dagster_internals"},
     "orchestration": {
-        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
-        "database", "services", "executor", "orchestration", "logs", "dagster_internals", "wording",
+        "errors", "masking", "settings", "visible_text", "media", "model_servers", "database",
+        "services", "executor", "orchestration", "logs", "dagster_internals", "wording",
     },
     "definitions": {"settings", "logs", "media.memory", "orchestration"},
     "component": {"errors", "masking", "settings", "orchestration"},
-    "terminal": {
-        "model_servers", "services", "visible_text", "wording", "database.connection_setup",
-        "database.models",
-    },
+    "terminal": {"model_servers", "services", "visible_text", "wording", "database.models"},
     "demo": {"errors", "settings"},
     "cli": {
         "errors", "masking", "settings", "visible_text", "storage", "database", "services",
@@ -57,8 +54,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     # Made for tests; no module of the package imports it.
     "testing": {
-        "errors", "settings", "storage", "media", "model_servers", "database", "services",
-        "testing", "demo",
+        "errors", "settings", "media", "model_servers", "database", "services", "testing", "demo",
     },
 }  # fmt: skip
 MAY_IMPORT_DAGSTER = {"component", "definitions", "orchestration", "executor", "dagster_internals"}
@@ -108,6 +104,19 @@ def test_layers_import_each_other_in_one_direction():
         return ours != name and not {ours, ours.split(".")[0]} & MAY_IMPORT[room]
 
     assert imports(is_wrong) == {}
+
+
+def test_no_part_has_a_permission_that_it_does_not_use():
+    imported = {room: set() for room in MAY_IMPORT}
+    for module in MODULES:
+        ours = {
+            name.removeprefix(f"{PACKAGE}.")
+            for name in imports_of(module)
+            if name.startswith(f"{PACKAGE}.")
+        }
+        imported[room_of(module)] |= ours | {name.split(".")[0] for name in ours}
+    unused = {room: allowed - imported[room] for room, allowed in MAY_IMPORT.items()}
+    assert {room: names for room, names in unused.items() if names} == {}
 
 
 def test_only_three_parts_import_dagster():
