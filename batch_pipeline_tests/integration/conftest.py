@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import redis
 from playwright.sync_api import Browser, sync_playwright
 
 from batch_pipeline.demo import free_port
+from batch_pipeline_tests.patience import wait_until
 
 from .console import Console
 
@@ -32,17 +32,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("redis")
     command = [path, "--port", str(port), "--save", "", "--dir", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    with redis.Redis(port=port) as client:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
+    try:
+        with redis.Redis(port=port) as client:
+            wait_until(lambda: _answers(client), "Redis answers", 20)
         yield f"redis://127.0.0.1:{port}/0"
-    server.terminate()
-    server.wait(20)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 # At most for a module: while it is open, its thread has an event loop, and no other can run there.

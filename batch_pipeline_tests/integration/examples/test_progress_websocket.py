@@ -20,7 +20,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline.visible_text import visible
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
 pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[3] / "examples" / "progress_websocket"
@@ -57,15 +57,16 @@ def address(app_settings, tmp_path):
             stdout=log,
             stderr=log,
         )
-    deadline = time.monotonic() + DEADLINE
-    while True:
+
+    def answers():
+        assert server.poll() is None, (tmp_path / "server.log").read_text()
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE).close()
-            break
         except urllib.error.URLError:
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+            return False
+        return True
+
+    wait_until(answers, "the server answers", DEADLINE)
     yield f"127.0.0.1:{port}"
     server.terminate()
     assert server.wait(20) in {0, -15}

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from batch_pipeline_tests.integration.executor import stored_jobs
 from batch_pipeline_tests.integration.executor.running import DEADLINE, outcome_of
+from batch_pipeline_tests.patience import wait_until
 
 
 @pytest.fixture
@@ -36,11 +36,13 @@ class Worker:
         )
 
     def wait_for(self, mark: str) -> None:
-        deadline = time.monotonic() + 3 * DEADLINE  # a fresh interpreter imports Dagster first
-        while not (self._folder / mark).exists():
-            assert time.monotonic() < deadline, f"{mark} never came"
-            assert self._process.poll() is None, "the worker has ended"
-            time.sleep(0.02)
+        def has_come() -> bool:
+            found = (self._folder / mark).exists()
+            assert found or self._process.poll() is None, "the worker has ended"
+            return found
+
+        # A fresh interpreter imports Dagster first.
+        wait_until(has_come, f"the mark {mark}", 3 * DEADLINE)
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)

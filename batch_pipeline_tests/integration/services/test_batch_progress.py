@@ -20,16 +20,19 @@ from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, embedded, upload_rows
 from batch_pipeline.testing.tcp_proxy import TcpProxy
-from batch_pipeline_tests.patience import DEADLINE, promised
+from batch_pipeline_tests.patience import DEADLINE, promised, wait_until
 
 
 def drain(subscription, wanted: int) -> list[tuple[str, dict]]:
     messages = []
-    deadline = time.monotonic() + DEADLINE
-    while len(messages) < wanted and time.monotonic() < deadline:
+
+    def have_come():
         message = subscription.get_message(ignore_subscribe_messages=True, timeout=0.5)
         if message:
             messages.append((message["channel"].decode(), json.loads(message["data"])))
+        return len(messages) >= wanted
+
+    wait_until(have_come, f"{wanted} messages", DEADLINE)
     return messages
 
 
@@ -40,7 +43,6 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
     batch_id = add_batch(pipeline.database, 1, name="Rome 2026")
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
         subscription.subscribe(f"batch_progress:{batch_id}", f"user:{USER}")
-        drain(subscription, 0)
         subscription.get_message(timeout=DEADLINE)  # both subscriptions are active
         subscription.get_message(timeout=DEADLINE)
         pipeline.states.load_batch(batch_id, "run", limit=1)

@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import Claim, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
 RUN, OTHER = "run-1", "run-2"
 
@@ -656,12 +655,13 @@ def wait_until_somebody_waits_for_a_lock(pipeline):
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    deadline = time.monotonic() + DEADLINE
     with pipeline.database.engine.connect() as connection:
-        while not connection.scalar(waiting):
+
+        def somebody_waits():
             connection.rollback()
-            assert time.monotonic() < deadline, "nobody waits for a lock"
-            time.sleep(0.02)
+            return connection.scalar(waiting)
+
+        wait_until(somebody_waits, "somebody waits for a lock", DEADLINE)
 
 
 def test_a_redone_upload_starts_like_a_new_one_and_keeps_its_results(pipeline):
