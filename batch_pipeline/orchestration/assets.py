@@ -158,7 +158,9 @@ def plain_stem(filename: str) -> str:
     return stem or "file"
 
 
-def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
+def upload_materialization(
+    report: UploadReport, thumbnail: bytes | None
+) -> dg.AssetMaterialization:
     """Report what was stored for an upload."""
     described = report.described
     description = described.description if described else None
@@ -184,7 +186,7 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
         upload_analysis.key,
         # The description is rendered as Markdown, so the file's name must not contain any.
         description=f"{plain_stem(report.filename)}: completed, audit {score}",
-        metadata=preview(report.thumbnail) | metadata,
+        metadata=preview(thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
     )
 

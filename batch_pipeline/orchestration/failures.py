@@ -129,7 +129,7 @@ def _line(message: str) -> str:
     return visible_line(re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", said))
 
 
-def upload_failure(failed: FailedUpload) -> dg.Failure:
+def upload_failure(failed: FailedUpload, thumbnail: bytes | None) -> dg.Failure:
     """Fail the step; Dagster's retry policy applies only if the upload waits for another attempt.
 
     An operator reads the file's name first, then the kind, then the reason. The page of a run cuts
@@ -140,7 +140,7 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
         description=f"{shown_filename(report.filename)}: {error.kind}: {error}",
         metadata={
             "file": text_metadata(report.filename),
-            **preview(report.thumbnail),
+            **preview(thumbnail),
             "kind": error.kind,
             "attempt": report.attempt,
             "reason": text_metadata(error),

@@ -4,7 +4,6 @@ The processing itself is in ``services/upload_processing.py``; this module trans
 Dagster shows.
 """
 
-import logging
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,20 +40,13 @@ from batch_pipeline.orchestration.run_logs import naming
 from batch_pipeline.orchestration.tags import tags_of_batch
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
-from batch_pipeline.services.upload_processing import (
-    FailedUpload,
-    UploadReport,
-    outage_pause,
-)
+from batch_pipeline.services.upload_processing import FailedUpload, outage_pause
 from batch_pipeline.wording import counted
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
-
-log = logging.getLogger(__name__)
 
 
 class ProcessBatchConfig(dg.Config):
@@ -153,12 +145,12 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         return
 
     report = outcome.report
-    _find_thumbnail(pipeline, report)
+    thumbnail = worker.processor.shown_thumbnail(report, PREVIEW_SIDE)
     if report.progress and worker.progress_meter.is_due(report.progress):
         context.log_event(progress_materialization(report.progress))
     if isinstance(outcome, FailedUpload):
-        raise upload_failure(outcome)
-    context.log_event(upload_materialization(report))
+        raise upload_failure(outcome, thumbnail)
+    context.log_event(upload_materialization(report, thumbnail))
     yield dg.Output(None)
 
 
@@ -282,16 +274,6 @@ def _report_taken(
             },
         )
     )
-
-
-def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
-    """Read the thumbnail to show, if an earlier attempt has made it."""
-    if report.thumbnail is None:
-        try:
-            previews = Previews(pipeline.storage)
-            report.thumbnail = previews.read(report.thumbnail_path, PREVIEW_SIDE)
-        except ServiceDownError as error:  # an outage of the storage; the upload has ended anyway
-            log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
 
 
 def _stop(context: dg.OpExecutionContext) -> None:

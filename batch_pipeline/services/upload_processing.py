@@ -48,6 +48,7 @@ from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import (
     Claim,
@@ -252,6 +253,19 @@ class UploadProcessor:
         except BaseException:  # interrupted by Dagster, by a signal or at exit
             self._release_if_possible(claim)
             raise
+
+    def shown_thumbnail(self, report: UploadReport, side: int) -> bytes | None:
+        """Return the thumbnail to show after an attempt; None if there is none.
+
+        A thumbnail that an earlier attempt has stored is read, with at most `side` pixels.
+        """
+        if report.thumbnail is not None:
+            return report.thumbnail
+        try:
+            return Previews(self._pipeline.storage).read(report.thumbnail_path, side)
+        except ServiceDownError as error:  # an outage of the storage; the attempt has ended anyway
+            log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
+            return None
 
     def _work(self, attempt: _Attempt) -> None:
         row, report = attempt.row, attempt.report
