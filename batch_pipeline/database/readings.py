@@ -233,13 +233,13 @@ def count(column: Any) -> Any:
 _PAUSED_USER = cast(owner(UploadBatch.user_id).element, Text)
 #: Whether a row of `WorkPause` pauses a batch. A pause of a server only stops calls to that server
 #: (``services/pauses.py``).
-HOLDS_BATCH = or_(
+PAUSES_BATCH = or_(
     WorkPause.scope == PauseScope.EVERYTHING,
     and_(WorkPause.scope == PauseScope.USER, WorkPause.target == _PAUSED_USER),
     and_(WorkPause.scope == PauseScope.BATCH, WorkPause.target == cast(UploadBatch.id, Text)),
 )
 #: Whether a batch, its user or everything is paused; for statements that read ``upload_batches``.
-PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(HOLDS_BATCH)})"
+PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(PAUSES_BATCH)})"
 PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())
 #: Whether the batch of an upload is not paused. The paused batches are listed once per statement,
 #: not once per upload.
@@ -250,7 +250,7 @@ NOT_PAUSED_SQL = (
 NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())
 #: The batch that a pause is about; null if it is about something else.
 PAUSED_BATCH_ID = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
-#: Whether a pause holds something, or may in future. The pause of a batch that has ended does not.
+#: Whether a pause stops something, or may in future. The pause of a batch that has ended does not.
 #: It is kept, because the batch may be reopened.
 ACTIVE_PAUSE_SQL = (
     f"(work_pauses.scope <> '{PauseScope.BATCH}' OR EXISTS (SELECT FROM upload_batches AS of_pause "

@@ -42,7 +42,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     WorkPause,
 )
-from batch_pipeline.database.readings import ACTIVE_PAUSE, HOLDS_BATCH, PAUSED_BATCH_ID, name_of
+from batch_pipeline.database.readings import ACTIVE_PAUSE, PAUSED_BATCH_ID, PAUSES_BATCH, name_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import (
     NotFoundError,
@@ -109,14 +109,14 @@ _PAUSE = (
     .label("name"),
 )
 _ORDER = (WorkPause.since, WorkPause.scope, WorkPause.target)
-#: Pauses that hold a batch (`of_batch`; null: only pauses of everything), and those of servers.
+#: Pauses of a batch (`of_batch`; null: only pauses of everything), and those of servers.
 _OF_BATCH = (
     select(*_PAUSE)
     .outerjoin(UploadBatch, UploadBatch.id == bindparam("of_batch", type_=Uuid))
     .where(
         or_(
             WorkPause.scope.in_([PauseScope.EVERYTHING, PauseScope.SERVER]),
-            and_(UploadBatch.id.is_not(None), HOLDS_BATCH),
+            and_(UploadBatch.id.is_not(None), PAUSES_BATCH),
         )
     )
     .order_by(*_ORDER)
@@ -236,7 +236,7 @@ def pauses_of_batches(
     """Read the pauses that hold each of these batches; batches without pauses are left out."""
     rows = connection.execute(
         select(UploadBatch.id, *_PAUSE)
-        .join(WorkPause, HOLDS_BATCH)
+        .join(WorkPause, PAUSES_BATCH)
         .where(UploadBatch.id.in_(batch_ids), UploadBatch.status.in_(OPEN_BATCH))
         .order_by(*_ORDER)
     ).all()
