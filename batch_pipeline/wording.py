@@ -16,3 +16,8 @@ def listed(names: Sequence[str]) -> str:
     named = names[:_MAX_NAMED]
     more = len(names) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def how_to_install(extra: str) -> str:
+    """Say how to install an extra from a clone: this package's name on PyPI is not ours."""
+    return f"run pip install '.[{extra}]' in the clone of batch_pipeline"

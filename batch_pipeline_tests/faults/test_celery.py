@@ -396,7 +396,7 @@ def findings(work):
 
 def test_without_the_extra_both_ways_to_choose_celery_say_how_to_install_it(work, monkeypatch):
     monkeypatch.setattr(executors, "find_spec", lambda _: None)
-    install = r"pip install 'batch-pipeline\[celery\]'"
+    install = r"run pip install '\.\[celery\]' in the clone of"
     with pytest.raises(ConfigurationError, match=f"BATCH_PIPELINE_CELERY_BROKER_URL.*{install}"):
         build_definitions(Settings(_env_file=None, celery_broker_url="redis://127.0.0.1:1/0"))
     work = work()

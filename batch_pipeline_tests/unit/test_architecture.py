@@ -24,11 +24,11 @@ MAY_IMPORT = {
     },
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
-    "media": {"errors", "media"},
+    "media": {"errors", "media", "wording"},
     "model_servers": {
-        "errors", "settings", "languages", "media", "model_servers", "visible_text",
+        "errors", "settings", "languages", "media", "model_servers", "visible_text", "wording",
     },
-    "database": {"errors", "settings", "database"},
+    "database": {"errors", "settings", "database", "wording"},
     "services": {
         "errors", "masking", "settings", "languages", "visible_text", "storage", "media",
         "model_servers", "database", "services", "webhook_secrets", "wording",

@@ -125,12 +125,30 @@ def anchors(file):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+#: An installer with the name of our package, which on PyPI is not ours. Whoever registers the name
+#: there could run code on the host of a reader.
+BY_NAME = re.compile(
+    r"(?:pip|pipx|uv|uvx|poetry|conda)\b[^\n`]*(?<![\w./-])batch[-_.]pipeline(?![\w./:-])",
+    re.IGNORECASE,
+)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_install_our_package_from_a_clone_as_its_name_on_pypi_is_not_ours(document):
-    """Whoever registers the name there could run code on the host of a reader."""
-    installers = r"(?:pip|pipx|uv|uvx|poetry|conda)\b[^\n`]*"
-    by_name = re.compile(rf"{installers}(?<![\w./-])batch[-_.]pipeline(?![\w./:-])", re.IGNORECASE)
-    assert by_name.findall(document.read_text()) == []
+    assert BY_NAME.findall(document.read_text()) == []
+
+
+def test_messages_install_our_package_from_a_clone_as_its_name_on_pypi_is_not_ours():
+    by_name = [
+        (str(module.relative_to(ROOT)), node.value)
+        for folder in (PACKAGE, ROOT / "scripts", ROOT / "benchmarks", ROOT / "examples")
+        for module in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and BY_NAME.search(node.value)
+    ]
+    assert by_name == []
 
 
 def test_every_variable_named_in_the_documents_exists():

@@ -27,6 +27,7 @@ from batch_pipeline.services.notifications.webhooks import NotDeliveredError, po
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 from batch_pipeline.webhook_secrets import secret_key
+from batch_pipeline.wording import how_to_install
 
 #: After this time a round takes no more deliveries (seconds). A code server that is stopped waits
 #: for the round, and Compose kills it after 30 s. The last delivery may take `TOLD_WITHIN_SECONDS`.
@@ -183,7 +184,7 @@ def require_apprise() -> Any:
     except ImportError as error:
         raise ConfigurationError(
             "BATCH_PIPELINE_NOTIFY_URLS is set, but the extra `notify` is not installed: "
-            "pip install 'batch-pipeline[notify]'"
+            f"{how_to_install('notify')}"
         ) from error
     return apprise
 

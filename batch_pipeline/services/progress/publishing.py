@@ -46,6 +46,7 @@ from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
 from batch_pipeline.services.short_ids import batch_label
+from batch_pipeline.wording import how_to_install
 
 CHANNEL = "batch_pipeline_progress"
 #: PostgreSQL refuses a payload of 8000 bytes and more.
@@ -57,6 +58,10 @@ MAX_SHOWN_NAME = 255
 BURST, PER_SECOND = 20, 5
 #: Timeout of a call to Redis (seconds).
 _REDIS_TIMEOUT_SECONDS = 2.0
+_NO_REDIS = (
+    "BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed: "
+    f"{how_to_install('redis')}"
+)
 #: After a timeout Redis is not called for this time. Otherwise each message would wait for the
 #: timeout. Only the end of a batch is still sent (seconds).
 _REDIS_REST_SECONDS = 10.0
@@ -421,9 +426,7 @@ def check_redis(url: str) -> str:
     """
     redis = _connect_redis(url)
     if redis is None:
-        raise ConfigurationError(
-            "BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed"
-        )
+        raise ConfigurationError(_NO_REDIS)
     with redis:
         heard = redis.publish("batch_progress:doctor", _encode("doctor", {}))
     return f"messages can be published; {heard} listened"
@@ -433,7 +436,7 @@ def _connect_redis(url: str) -> Any:
     try:
         import redis  # noqa: PLC0415 - an optional extra
     except ImportError:
-        log.warning("BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed")
+        log.warning(_NO_REDIS)
         return None
     try:
         return redis.Redis.from_url(

