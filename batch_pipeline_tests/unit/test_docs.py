@@ -141,7 +141,7 @@ def test_documents_install_our_package_from_a_clone_as_its_name_on_pypi_is_not_o
 def test_messages_install_our_package_from_a_clone_as_its_name_on_pypi_is_not_ours():
     by_name = [
         (str(module.relative_to(ROOT)), node.value)
-        for folder in (PACKAGE, ROOT / "scripts", ROOT / "benchmarks", ROOT / "examples")
+        for folder in (PACKAGE, ROOT / "scripts")
         for module in folder.rglob("*.py")
         for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.Constant)
