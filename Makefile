@@ -34,6 +34,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(COMPILE)
 	@touch $@
 
+# Only `make dev` needs Dagster's tool `dg`.
+$(BIN)/.installed-dg: $(BIN)/.installed
+	$(PIP_INSTALL) -e '.[dg]'
+	@$(COMPILE)
+	@touch $@
+
 # Tests and lint need several times as many packages. Users should not have to wait for them.
 install-dev: $(BIN)/.installed-dev
 
@@ -47,7 +53,7 @@ demo: install
 	@if [ -t 0 ]; then $(IN_CLONE) exec $(BIN)/batch-pipeline demo $(ARGS); \
 	else $(IN_CLONE) exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
 
-dev: install
+dev: $(BIN)/.installed-dg
 	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
 # All tests of a file run in one process, so that its fixtures are set up once. Long files run first.

@@ -77,16 +77,14 @@ def prepare_dagster_home(settings: Settings) -> Path:
 
 
 def dagster_environment(settings: Settings) -> dict[str, str]:
-    """Return variables for a Dagster on this home: its folders, and which warnings to hide."""
+    """Return variables for a Dagster on this home: its folders, and which warning to hide."""
     return {
         "DAGSTER_HOME": str(prepare_dagster_home(settings)),
         "BATCH_PIPELINE_HOME": str(settings.home),
-        # Dagster causes these warnings itself. It copies sensors with a parameter that is beta, and
-        # it calls its command superseded, but the new one needs another layout of the project.
+        # Dagster causes this warning itself: it copies sensors with a parameter that is beta.
         "PYTHONWARNINGS": ",".join(
             [
                 "ignore:Parameter `owners` of initializer `SensorDefinition",
-                "ignore:Function `dev_command` is superseded",
                 *filter(None, [os.environ.get("PYTHONWARNINGS")]),
             ]
         ),
@@ -142,6 +140,10 @@ def running_stack(
     port = free_port() if port is None else require_free(port)
     with _ended_by_signals(), _held(settings) as lock:
         environment = os.environ | dagster_environment(settings)
+        # Dagster recommends `dg dev` instead of `dagster dev`. They start the same, but `dg` brings
+        # about 30 packages, such as clients of GitHub and of Dagster's cloud, which only `make dev`
+        # installs.
+        environment["PYTHONWARNINGS"] += ",ignore:Function `dev_command` is superseded"
         log_file = Path(environment["DAGSTER_HOME"]) / "dagster-dev.log"
         command = [
             *(sys.executable, "-m", "dagster", "dev"),

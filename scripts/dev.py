@@ -1,13 +1,11 @@
 """`make dev`: runs Dagster with the home of this clone, where its history and logs are kept.
 
-It prints only warnings. Arguments go to ``dagster dev``; ``--log-level info`` shows every tick.
+It prints only warnings. Arguments go to ``dg dev``; ``--log-level info`` shows every tick.
 """
 
 import logging
 import os
-import runpy
 import sys
-import warnings
 from itertools import pairwise
 
 from batch_pipeline.cli.session import REFUSED
@@ -17,9 +15,12 @@ from batch_pipeline.errors import PipelineError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
 from batch_pipeline.settings import load_settings
 
+#: With a module, `dg` does not expect that the environment of the clone is active.
+OPTIONS = ("--log-level", "warning", "-m", "batch_pipeline.definitions")
+
 
 def main(arguments: list[str]) -> None:
-    """Run `dagster dev` in this process, unless another stack uses this home."""
+    """Run `dg dev` in this process, unless another stack uses this home."""
     host = _value(arguments, "-h", "--host") or "127.0.0.1"
     port = _value(arguments, "-p", "--port") or "3000"
     try:
@@ -41,10 +42,11 @@ def main(arguments: list[str]) -> None:
         flush=True,
     )
     os.environ.update(dagster_environment(settings))
-    warnings.filterwarnings("ignore", message="Function `dev_command` is superseded")
     logging.getLogger("dagster").addFilter(_is_news)
-    sys.argv = ["dagster", "dev", "--log-level", "warning", *arguments]
-    runpy.run_module("dagster", run_name="__main__", alter_sys=True)
+    sys.argv = ["dg", "dev", *OPTIONS, *arguments]
+    from dagster_dg_cli.cli import main as dg  # noqa: PLC0415 - a refusal need not wait for it
+
+    dg()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -81,7 +81,8 @@ def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, t
     """A shell without a terminal starts background jobs with SIGINT ignored."""
     port, log = free_port(), tmp_path / "log"
     environment = Path(sys.executable).parents[1]
-    make = ("make", f"--old-file={environment}/bin/.installed", f"VENV={environment}")
+    installed = (f"--old-file={environment}/bin/{name}" for name in (".installed", ".installed-dg"))
+    make = ("make", *installed, f"VENV={environment}")
     command = {
         "dagster dev": (sys.executable, "-m", "dagster", "dev", "-p", str(port)),
         "make dev": (*make, "dev", f"ARGS=-p {port}"),

@@ -1,12 +1,17 @@
-"""`make dev` refuses what Dagster would find out after half a minute."""
+"""`make dev` refuses what Dagster would find out after half a minute.
+
+`acceptance/test_dagster_dev.py` starts it.
+"""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dagster_dg_cli.cli.dev import dev_command
 
 from batch_pipeline.demo import free_port
 
@@ -50,3 +55,14 @@ def test_a_database_that_does_not_answer_or_was_not_upgraded_is_named(refusal, s
         not_upgraded = refusal(port, BATCH_PIPELINE_DATABASE_URL=url)
     assert "Error: the database does not answer" in away
     assert "run `batch-pipeline db upgrade`" in not_upgraded
+
+
+def test_dg_takes_our_options_and_those_of_the_caller_replace_them():
+    ours = runpy.run_path(str(DEV))["OPTIONS"]
+    theirs = "-h 0.0.0.0 -p 3001 --log-level info --log-format json".split()
+
+    options = dev_command.make_context("dev", [*ours, *theirs]).params
+
+    given = {"host": "0.0.0.0", "port": 3001, "log_level": "info", "log_format": "json"}
+    assert options | given == options
+    assert list(options["module_name"]) == ["batch_pipeline.definitions"]

@@ -1,4 +1,7 @@
-"""Another Dagster project adds the pipeline with one YAML file; this clone is a project itself."""
+"""Another Dagster project adds the pipeline with one YAML file; this clone is a project itself.
+
+`dg dev` in this clone: `make dev` runs it (`acceptance/test_dagster_dev.py`).
+"""
 
 import json
 import os
@@ -69,6 +72,15 @@ def test_a_new_project_adds_the_pipeline_with_one_yaml_file(run, tmp_path):
 @pytest.mark.slow
 def test_this_clone_is_a_project_whose_definitions_load(run):
     run(ROOT, "dg", "check", "defs")
+
+
+@pytest.mark.slow
+def test_dg_lists_the_definitions_of_this_clone(run):
+    found = json.loads(run(ROOT, "dg", "list", "defs", "--json"))
+
+    assert {job["name"] for job in found["jobs"]} == JOBS
+    assert "pending_batches" in {sensor["name"] for sensor in found["sensors"]}
+    assert "batch_report" in {asset["key"] for asset in found["assets"]}
 
 
 def test_importing_the_package_does_nothing():
