@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 
 from dagster import IAttachDifferentObjectToOpContext
 
-from batch_pipeline.dagster_internals import Resources, ScopedResourcesBuilder
+from batch_pipeline.executor.dagster_internals import Resources, ScopedResourcesBuilder
 
 
 class SharedResourcesBuilder(ScopedResourcesBuilder):

@@ -15,7 +15,7 @@ from typing import Self
 
 from dagster import DagsterEvent
 
-from batch_pipeline.dagster_internals import pop_captured_interrupt
+from batch_pipeline.executor.dagster_internals import pop_captured_interrupt
 from batch_pipeline.executor.interrupts import bind_interrupt_event
 from batch_pipeline.executor.turns import Turns
 

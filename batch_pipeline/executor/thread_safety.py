@@ -39,7 +39,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar, cast
 
-from batch_pipeline.dagster_internals import (
+from batch_pipeline.executor.dagster_internals import (
     DagsterLogHandler,
     DagsterLogManager,
     PlanExecutionContext,

@@ -25,7 +25,7 @@ from dagster import (
     InitExecutorContext,
 )
 
-from batch_pipeline.dagster_internals import (
+from batch_pipeline.executor.dagster_internals import (
     GLOBAL_CONCURRENCY_TAG,
     PRIORITY_TAG,
     ActiveExecution,

@@ -18,10 +18,10 @@ from batch_pipeline.dagster_internals import (
     IN_PROC_CONFIG,
     MULTI_PROC_CONFIG,
     check_cross_process_constraints,
-    get_retries_config,
 )
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.executor import threaded_executor
+from batch_pipeline.executor.dagster_internals import get_retries_config
 from batch_pipeline.executor.threaded import threaded_config
 from batch_pipeline.media.memory import AT_ONCE
 from batch_pipeline.orchestration.re_execution import reserving

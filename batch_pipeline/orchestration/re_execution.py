@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from dagster import DagsterEvent, Executor
 
-from batch_pipeline.dagster_internals import ExecutionPlan, PlanOrchestrationContext
+from batch_pipeline.executor.dagster_internals import ExecutionPlan, PlanOrchestrationContext
 from batch_pipeline.orchestration.ops import batch_of_config, upload_id_of
 from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import Settings

@@ -7,11 +7,9 @@
 A worker needs the same settings as the run's host, but not the disk of that host.
 """
 
-from dagster_celery.make_app import make_app
-from dagster_celery.tasks import create_task
-
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration.celery.broker import OPTIONS, result_backend
+from batch_pipeline.orchestration.celery.dagster_internals import create_task, make_app
 from batch_pipeline.settings import load_settings
 
 _broker = load_settings().celery_broker_url

@@ -19,19 +19,9 @@ from celery import Celery, states
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from dagster import DagsterEvent, InitExecutorContext, serialize_value
-from dagster_celery.core_execution_loop import core_celery_execution_loop
-from dagster_celery.executor import CeleryExecutor, _submit_task
-from dagster_celery.make_app import make_app
 
 from batch_pipeline.dagster_internals import (
-    ActiveExecution,
-    EngineEventData,
-    ExecutionPlan,
-    ExecutionStep,
     IStepContext,
-    KnownExecutionState,
-    PlanOrchestrationContext,
-    RetryMode,
     SerializableErrorInfo,
     StepFailureData,
     UserFailureData,
@@ -39,12 +29,27 @@ from batch_pipeline.dagster_internals import (
 )
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
 from batch_pipeline.executor import keep_steps_that_always_run
+from batch_pipeline.executor.dagster_internals import (
+    ActiveExecution,
+    EngineEventData,
+    ExecutionPlan,
+    ExecutionStep,
+    KnownExecutionState,
+    PlanOrchestrationContext,
+    RetryMode,
+)
 from batch_pipeline.orchestration.celery.broker import (
     UNREACHABLE,
     broker_down,
     messages_wait,
     result_backend,
     sending_options,
+)
+from batch_pipeline.orchestration.celery.dagster_internals import (
+    CeleryExecutor,
+    core_celery_execution_loop,
+    make_app,
+    submit_task,
 )
 from batch_pipeline.orchestration.failures import outage_failure, stopped_failure
 from batch_pipeline.orchestration.ops import upload_id_of
@@ -353,7 +358,7 @@ def _submit(app: Celery, *arguments: Any) -> AsyncResult:
     with warnings.catch_warnings():
         # dagster-celery defines its task again for every step, and Celery warns each time.
         warnings.filterwarnings("ignore", message="Task name 'execute_plan' is already registered")
-        return _submit_task(app, *arguments)
+        return submit_task(app, *arguments)
 
 
 def _lost(worker: str) -> dg.Failure:

@@ -10,7 +10,7 @@ from celery import states
 from celery.result import AsyncResult
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-from batch_pipeline.dagster_internals import RetryMode
+from batch_pipeline.executor.dagster_internals import RetryMode
 from batch_pipeline.orchestration.celery.executor import StepsOnWorkers, _Sent, _Steps
 from batch_pipeline.orchestration.failures import step_failures_that_ended_it
 from batch_pipeline.services.pipeline import shared_pipeline
