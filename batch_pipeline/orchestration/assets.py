@@ -2,7 +2,7 @@
 
 Materializing an asset in the UI computes nothing: the steps of ``process_batch`` report what they
 have stored. The reports of ended batches are in ``batch_reports.py``. Text from a file or a model
-is shown as `literal` metadata, which the UI does not render. It never goes into Markdown, nor into
+is shown with `text_metadata`, which the UI does not render. It never goes into Markdown, nor into
 the description of an event, which is Markdown.
 """
 

@@ -1,4 +1,4 @@
-"""The resources of steps and sensors: plain objects that know nothing about Dagster.
+"""The resources of steps and sensors, and the plain objects that steps and sensors get from them.
 
 `batch_pipeline` lives as long as the process, `batch_pipeline_worker` as long as the run (or the
 step, where an executor gives each step a process of its own).
@@ -99,7 +99,10 @@ PipelineResource = create_model(
     description="Processes uploads for one run, and keeps its claims alive meanwhile.",
 )
 def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
-    """Yield the worker of this run; its heartbeat ends with the run."""
+    """Yield the worker of this run; its heartbeat ends with the run.
+
+    This is no `ConfigurableResource`, because it has no settings that Dagster's pages could show.
+    """
     pipeline: Pipeline = context.resources.batch_pipeline
     settings = pipeline.settings
     run = context.run
