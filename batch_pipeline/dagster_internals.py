@@ -5,7 +5,7 @@ Such names can change with every patch version of Dagster. So only modules calle
 
 - this one
 - ``executor/dagster_internals.py``: the executor can be used by itself
-- ``orchestration/celery/dagster_internals.py``: dagster-celery is an extra and takes 0.3 s to import
+- ``orchestration/celery/dagster_internals.py``: dagster-celery is an extra and imports slowly
 
 `batch_pipeline_tests/unit/test_dagster_internals.py` shows which name is missing or takes other
 arguments than before. The lowest version that has all names is the lower bound in
