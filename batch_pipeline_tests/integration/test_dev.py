@@ -59,7 +59,7 @@ def test_a_database_that_does_not_answer_or_was_not_upgraded_is_named(refusal, s
 
 def test_dg_takes_our_options_and_those_of_the_caller_replace_them():
     ours = runpy.run_path(str(DEV))["OPTIONS"]
-    theirs = "-h 0.0.0.0 -p 3001 --log-level info --log-format json".split()
+    theirs = ["-h", "0.0.0.0", "-p", "3001", "--log-level", "info", "--log-format", "json"]
 
     options = dev_command.make_context("dev", [*ours, *theirs]).params
 
