@@ -129,9 +129,7 @@ def test_only_three_parts_import_dagster():
 def test_undocumented_names_of_dagster_are_imported_in_modules_of_one_name():
     documented = {"dagster", "dagster_postgres"}
     undocumented = ("dagster.", "dagster_celery", "dagster_postgres.", "dagster_shared")
-    importing = imports(
-        lambda room, name: name.startswith(undocumented) and name not in documented
-    )
+    importing = imports(lambda _, name: name.startswith(undocumented) and name not in documented)
     assert set(importing) == {
         "batch_pipeline/dagster_internals.py",
         "batch_pipeline/executor/dagster_internals.py",
