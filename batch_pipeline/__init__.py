@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batch_pipeline.component import BatchPipelineComponent
     from batch_pipeline.services.application import search
-    from batch_pipeline.services.search_filters import Filters
+    from batch_pipeline.services.search.filters import Filters
 
 __all__ = ["BatchPipelineComponent", "Filters", "search"]
 
 _HOMES = {
     "BatchPipelineComponent": "batch_pipeline.component",
-    "Filters": "batch_pipeline.services.search_filters",
+    "Filters": "batch_pipeline.services.search.filters",
     "search": "batch_pipeline.services.application",
 }
 

@@ -31,7 +31,7 @@ from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.model_servers import sentence_encoder
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.text_hashing import hash_text
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import USER, fill_spaces
 

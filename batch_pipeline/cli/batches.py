@@ -62,7 +62,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.database.models import Priority  # noqa: PLC0415
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
-    from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
+    from batch_pipeline.services.descriptions.known_results import count_known  # noqa: PLC0415
 
     if "" in paths:  # an unset variable in a script; as a path it would mean the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")

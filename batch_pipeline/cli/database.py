@@ -98,7 +98,7 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
       batch-pipeline db backup monday.tar
       batch-pipeline db backup monday.tar --no-files
     """
-    from batch_pipeline.services.backup import back_up  # noqa: PLC0415
+    from batch_pipeline.services.backups.backup import back_up  # noqa: PLC0415
     from batch_pipeline.storage import Storage  # noqa: PLC0415
 
     session.require_home()
@@ -151,7 +151,7 @@ def restore(
     Example:
       batch-pipeline db restore monday.tar
     """
-    from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
+    from batch_pipeline.services.backups.backup import restore as put_back  # noqa: PLC0415
 
     session.say_if_home_is_new()
     done = put_back(session.settings, file, replace=replace, replace_others=replace_others)

@@ -44,7 +44,7 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
       batch-pipeline tidy --dry-run
       batch-pipeline tidy --dry-run --json | jq -r '.files[].path'
     """
-    from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
+    from batch_pipeline.services.deletion.leftovers import remove_leftovers  # noqa: PLC0415
 
     pipeline = session.pipeline
     if take_over:
@@ -172,7 +172,7 @@ def _delete(
     as_json: bool,
 ) -> None:
     from batch_pipeline.orchestration.forgetting import opened_history  # noqa: PLC0415
-    from batch_pipeline.services.forgetting import forget  # noqa: PLC0415
+    from batch_pipeline.services.deletion.forgetting import forget  # noqa: PLC0415
     from batch_pipeline.services.short_ids import Named  # noqa: PLC0415
     from batch_pipeline.terminal import receipt_lines  # noqa: PLC0415
 

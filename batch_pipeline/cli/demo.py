@@ -51,7 +51,7 @@ def demo(
     """
     from batch_pipeline import demo as stack_runner  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import examine, store  # noqa: PLC0415
-    from batch_pipeline.services.search import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search.queries import search as find  # noqa: PLC0415
 
     offer = examine([media] if media else stack_runner.sample_media(), session.settings)
     if not offer.accepted:

@@ -45,7 +45,7 @@ def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bo
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
-    from batch_pipeline.services.health import check_health  # noqa: PLC0415
+    from batch_pipeline.services.health.checks import check_health  # noqa: PLC0415
 
     checks = [
         *check_health(session.settings, quick=quick, longest_wait=longest_wait),
@@ -82,7 +82,7 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
       batch-pipeline alive code-server --port 4000
       batch-pipeline alive daemon
     """
-    from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
+    from batch_pipeline.services.health.liveness import check_code_server, check_daemon  # noqa: PLC0415
 
     is_daemon = part == "daemon"
     if is_daemon:

@@ -73,8 +73,8 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
       batch-pipeline prompt --show
       batch-pipeline prompt --try IMG_1234.HEIC
     """
-    from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
-    from batch_pipeline.services.prompt_trial import (  # noqa: PLC0415
+    from batch_pipeline.services.health.missing_home import missing_home  # noqa: PLC0415
+    from batch_pipeline.services.descriptions.prompt_trial import (  # noqa: PLC0415
         lone_vision,
         shown_prompts,
         try_prompt,

@@ -16,7 +16,7 @@ from batch_pipeline.visible_text import visible_line
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
-    from batch_pipeline.services.search import SearchResult
+    from batch_pipeline.services.search.queries import SearchResult
 
 
 @click.command()
@@ -96,8 +96,8 @@ def search(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import batch_head  # noqa: PLC0415
-    from batch_pipeline.services.search import search as find  # noqa: PLC0415
-    from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
+    from batch_pipeline.services.search.queries import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search.filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
     asked = " ".join(text)  # quotes around several words are easily forgotten

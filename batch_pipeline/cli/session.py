@@ -127,7 +127,7 @@ class Session:
         Raises:
             NotFoundError: there is no home.
         """
-        from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
+        from batch_pipeline.services.health.missing_home import missing_home  # noqa: PLC0415
 
         if said := missing_home(self.settings):
             raise NotFoundError(said)

@@ -28,7 +28,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
             raise click.UsageError("--json belongs after the command: spaces drop ID --json")
         return
     from batch_pipeline import terminal  # noqa: PLC0415
-    from batch_pipeline.services.embedding_spaces import key_of_settings, overview  # noqa: PLC0415
+    from batch_pipeline.services.search.embedding_spaces import key_of_settings, overview  # noqa: PLC0415
 
     session: Session = context.obj
     pipeline = session.pipeline
@@ -57,8 +57,8 @@ def drop(session: Session, space: int, as_json: bool) -> None:
     Example:
       batch-pipeline spaces drop 1
     """
-    from batch_pipeline.services.embedding_spaces import drop as drop_space  # noqa: PLC0415
-    from batch_pipeline.services.embedding_spaces import key_of_settings  # noqa: PLC0415
+    from batch_pipeline.services.search.embedding_spaces import drop as drop_space  # noqa: PLC0415
+    from batch_pipeline.services.search.embedding_spaces import key_of_settings  # noqa: PLC0415
 
     pipeline = session.pipeline
     dropped = drop_space(pipeline.database, space, key_of_settings(pipeline.settings))

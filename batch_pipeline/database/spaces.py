@@ -3,7 +3,7 @@
 All vectors of a space have the same model, width and document prefix. The table of a space is a
 partition of ``upload_vectors`` and is created with the space. So its index exists from the first
 vector on, and dropping the space drops one table. ``answering_spaces`` says which space answers the
-searches of a user; ``services/embedding_spaces.py`` decides when that changes.
+searches of a user; ``services/search/embedding_spaces.py`` decides when that changes.
 """
 
 import uuid

@@ -14,7 +14,7 @@ import dagster as dg
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.orchestration.assets import BATCHES, batch_report, upload_analysis
 from batch_pipeline.orchestration.ops import parse_id
-from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.descriptions.audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_verdicts import BatchVerdict, verdict
 

@@ -163,7 +163,7 @@ def _opened_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 class DagsterHistory:
-    """What a Dagster instance stores; implements `services.forgetting.History`."""
+    """What a Dagster instance stores; implements `services.deletion.forgetting.History`."""
 
     def __init__(self, instance: dg.DagsterInstance, pipeline: Pipeline) -> None:
         events, runs = instance.event_log_storage, instance.run_storage

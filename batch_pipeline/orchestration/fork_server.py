@@ -90,7 +90,7 @@ def _preload_models() -> None:
     or 0.8 s (OpenAI) with a model server. The compiled patterns of refusals save 0.02 s.
     """
     from batch_pipeline.model_servers.factory import preload  # noqa: PLC0415 - after SIGINT
-    from batch_pipeline.services import refusals  # noqa: PLC0415
+    from batch_pipeline.services.descriptions import refusals  # noqa: PLC0415
     from batch_pipeline.settings import load_settings  # noqa: PLC0415
 
     refusals.preload()

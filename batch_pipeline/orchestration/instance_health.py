@@ -25,7 +25,7 @@ from batch_pipeline.orchestration.dagster_storage.instance_storage import (
     DAEMON_NAME,
     dagster_storage_url,
 )
-from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.health.missing_home import missing_home
 from batch_pipeline.services.progress.waiting import why_tick_failed
 from batch_pipeline.settings import Settings
 from batch_pipeline.wording import how_to_install
@@ -69,7 +69,7 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     if missing_home(settings):
-        return  # `services/health.py` reports this; checking the storage would create the home
+        return  # `services/health/checks.py` reports this; checking the storage would create the home
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         # Dagster's storages would try for 12 s to reach a server that is not there.

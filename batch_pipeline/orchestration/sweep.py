@@ -1,7 +1,7 @@
 """The sweep: repairs once a minute what a crash, an outage or another program left behind.
 
 This module asks Dagster which runs have ended or died. ``services/states/backlog.py`` repairs
-uploads and batches, ``services/leftovers.py`` files. Every part may be repeated, also by two sweeps
+uploads and batches, ``services/deletion/leftovers.py`` files. Every part may be repeated, also by two sweeps
 at the same time. A run, a partition or a whole part that fails is left out and named; everything
 else is done.
 """
@@ -35,9 +35,9 @@ from batch_pipeline.orchestration.run_ends import (
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import numbered_slices
 from batch_pipeline.services.dispatch.turns import WaitingSlice
-from batch_pipeline.services.embedding_spaces import key_of_settings, switch_users, users_to_switch
-from batch_pipeline.services.known_results import forget_old_notes
-from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.search.embedding_spaces import key_of_settings, switch_users, users_to_switch
+from batch_pipeline.services.descriptions.known_results import forget_old_notes
+from batch_pipeline.services.deletion.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before

@@ -3,7 +3,7 @@
 Files are stored first. Then one transaction writes batch and uploads, so that there is neither a
 row without its file nor a batch without uploads. A failed submission removes the files that it has
 stored. Until shortly before the commit, a note on the storage records that no row needs the files
-(`file_ownership`), so that they can also be removed after a crash.
+(``deletion/file_ownership.py``), so that they can also be removed after a crash.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.sniffing import ACCEPTED, MediaType, read_head
-from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.deletion.file_ownership import FileOwnership
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.sidecars import sidecar_date, without_sidecars
 from batch_pipeline.settings import Settings

@@ -20,7 +20,7 @@ import yaml
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.orchestration.tags import OUTCOME_TAG
-from batch_pipeline.services.liveness import check_code_server, check_daemon
+from batch_pipeline.services.health.liveness import check_code_server, check_daemon
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.media import make_image

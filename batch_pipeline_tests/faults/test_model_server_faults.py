@@ -9,7 +9,7 @@ import pytest
 
 from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.prompts import COLOUR
-from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.descriptions.audit import PASS_SCORE
 from batch_pipeline.services.outages import MAX_SERVER_DEATHS
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.testing.model_server import Fault, at_random

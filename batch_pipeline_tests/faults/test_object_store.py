@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.models import Stage
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess

@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from batch_pipeline import storage
-from batch_pipeline.services.backup import back_up
+from batch_pipeline.services.backups.backup import back_up
 from batch_pipeline.services.export import export_user
 from batch_pipeline.storage import Storage
 from batch_pipeline_tests.integration.conftest import program

@@ -7,7 +7,7 @@ from batch_pipeline.database.models import Stage, Upload
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.reprocessing import Selection, reprocess
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 

@@ -12,7 +12,7 @@ from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDown
 from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.settings import AnalyzerName, Settings, load_settings
 from batch_pipeline.storage import storage_error
 from batch_pipeline.testing.records import add_batch

@@ -17,7 +17,7 @@ from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.reports.failures import FailureGroup, Failures
-from batch_pipeline.services.search import SearchResult
+from batch_pipeline.services.search.queries import SearchResult
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 
 BATCH, USER = uuid.UUID(int=1), uuid.UUID(int=2)

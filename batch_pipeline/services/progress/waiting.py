@@ -11,7 +11,7 @@ from batch_pipeline.database.readings import HELD, NAME, WAITING, newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
-from batch_pipeline.services.liveness import (
+from batch_pipeline.services.health.liveness import (
     Dispatch,
     NeverRunError,
     check_daemon,

@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select
 from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.readings import word
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.descriptions.audit import PASS_SCORE
 from batch_pipeline.services.short_ids import Named, no_such
 
 

@@ -18,7 +18,7 @@ from batch_pipeline.services.reports.pages import (
     shown_date,
 )
 from batch_pipeline.services.reports.previews import Previews
-from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline.services.search.queries import Copy, SearchResult
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import shown_filename, visible, visible_line

@@ -48,7 +48,7 @@ from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.model_servers.base import Description
-from batch_pipeline.services.known_results import Described
+from batch_pipeline.services.descriptions.known_results import Described
 from batch_pipeline.services.notifications.outbox import note_outage
 from batch_pipeline.services.progress.publishing import (
     PROGRESS,

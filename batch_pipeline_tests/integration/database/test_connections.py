@@ -18,7 +18,7 @@ from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import connect, open_database
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import PipelineInstanceStorage
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch
 

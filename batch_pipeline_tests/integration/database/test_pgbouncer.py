@@ -13,12 +13,12 @@ from sqlalchemy import make_url, text
 
 from batch_pipeline.database.session import Database, open_database, with_driver
 from batch_pipeline.errors import ConfigurationError, RefusedError
-from batch_pipeline.services.backup import back_up, restore
+from batch_pipeline.services.backups.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor

@@ -21,7 +21,7 @@ from batch_pipeline.database.session import (
 )
 from batch_pipeline.errors import ConfigurationError, RefusedError
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.testing.api_tables import USABLE, USER, ApiTables
 
 #: For each of our types, similar types that are refused.

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.triggers import FUNCTIONS, create
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.testing.records import add_batch, batch_row
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "existing_database.md").read_text()
@@ -163,7 +163,7 @@ OF_OUTAGES = {"batch_pipeline_tell_outage", "batch_pipeline_tell_end"}
 
 
 def test_the_upgrade_makes_functions_private_that_a_restore_made_public(pipeline, api):
-    """`services/backup.py` restores without privileges, and then upgrades."""
+    """`services/backups/backup.py` restores without privileges, and then upgrades."""
     api.execute("GRANT EXECUTE ON FUNCTION batch_pipeline_tell_batch TO PUBLIC")
     pipeline.database.upgrade()
     assert not api.execute(

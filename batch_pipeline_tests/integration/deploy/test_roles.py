@@ -21,10 +21,10 @@ from batch_pipeline.database.session import connect
 from batch_pipeline.database.spaces import Questions, SpaceKey, find_or_make_space
 from batch_pipeline.database.triggers import FUNCTIONS
 from batch_pipeline.errors import ConfigurationError
-from batch_pipeline.services.backup import back_up, restore
+from batch_pipeline.services.backups.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.embedding_spaces import drop, key_of_settings
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.embedding_spaces import drop, key_of_settings
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.testing.records import add_batch, upload_rows
@@ -152,7 +152,7 @@ def test_no_role_can_use_our_trigger_functions_on_its_own_tables(url_as, is_rest
     tables = ("mine", "uploads", "upload_batches", "outages")
     with psycopg.connect(url_as("owner"), autocommit=True) as owner:
         functions = [found.proname for found in definers(owner) if found.is_trigger]
-        if is_restored:  # without privileges (`services/backup.py`): PUBLIC may execute them
+        if is_restored:  # without privileges (`services/backups/backup.py`): PUBLIC may execute them
             for function in functions:
                 owner.execute(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC".encode())
         counted = (

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded
 from batch_pipeline.model_servers.embedded import EmbeddedVision
-from batch_pipeline.services.description_audit import audit
+from batch_pipeline.services.descriptions.audit import audit
 from batch_pipeline_tests.integration.conftest import program
 
 pytest.importorskip("pytesseract", reason="the extra ocr is not installed: make test-ocr")

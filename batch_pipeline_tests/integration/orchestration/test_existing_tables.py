@@ -20,7 +20,7 @@ from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.export import export_user
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
@@ -33,7 +33,7 @@ from batch_pipeline.services.reports.batch_status import (
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import read_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor, UploadReport
 from batch_pipeline.terminal import batches_table, upload_table, uploads_table

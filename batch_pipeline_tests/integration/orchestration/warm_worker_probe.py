@@ -20,7 +20,8 @@ from dagster._grpc.server import DagsterApiServer, FuturesAwareThreadPoolExecuto
 
 from batch_pipeline.model_servers import efficientnet, face_counter, factory, sentence_encoder
 from batch_pipeline.orchestration.dagster_storage import instance_storage
-from batch_pipeline.services import pipeline, refusals
+from batch_pipeline.services import pipeline
+from batch_pipeline.services.descriptions import refusals
 
 
 def inside_a_worker(queue):

@@ -17,11 +17,11 @@ from sqlalchemy import text
 from batch_pipeline.database.embedded_server import server_users, stop_server
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ConfigurationError, PipelineError, RefusedError
-from batch_pipeline.services.backup import back_up, restore
+from batch_pipeline.services.backups.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.deletion.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline_tests.integration.console import Console

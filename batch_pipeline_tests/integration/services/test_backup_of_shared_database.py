@@ -11,9 +11,9 @@ from sqlalchemy.engine import make_url
 from batch_pipeline.database.relations import PIPELINE
 from batch_pipeline.database.session import connect, with_driver
 from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownError
-from batch_pipeline.services import database_dumps
-from batch_pipeline.services.backup import back_up, restore
-from batch_pipeline.services.database_dumps import DumpedDatabase, ReadyDump
+from batch_pipeline.services.backups import database_dumps
+from batch_pipeline.services.backups.backup import back_up, restore
+from batch_pipeline.services.backups.database_dumps import DumpedDatabase, ReadyDump
 from batch_pipeline.settings import Settings
 
 pytestmark = pytest.mark.slow

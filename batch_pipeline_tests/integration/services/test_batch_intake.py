@@ -14,8 +14,8 @@ from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.services import batch_intake
 from batch_pipeline.services.batch_intake import Submission, examine, store, submit
-from batch_pipeline.services.file_ownership import OWNER_NOTE
-from batch_pipeline.services.known_results import count_known
+from batch_pipeline.services.deletion.file_ownership import OWNER_NOTE
+from batch_pipeline.services.descriptions.known_results import count_known
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage

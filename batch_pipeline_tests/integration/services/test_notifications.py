@@ -17,7 +17,7 @@ from standardwebhooks.webhooks import Webhook
 
 from batch_pipeline.demo import free_port
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.notifications import outbox, sending
 from batch_pipeline.services.notifications.outbox import Delivery, end_outages
 from batch_pipeline.services.notifications.sending import send_due, send_test, targets_of

@@ -32,7 +32,7 @@ from batch_pipeline.services.reports.batch_status import (
     newest_batches,
     oldest_waiting,
 )
-from batch_pipeline.services.search import search
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.shared_call_slots import name_for_all_hosts
 from batch_pipeline.services.states.upload_states import SkippedUpload, StartedUpload
 from batch_pipeline.testing.model_server import ScriptedModelServer

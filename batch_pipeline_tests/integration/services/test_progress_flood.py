@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.base import Description
-from batch_pipeline.services.known_results import Described
+from batch_pipeline.services.descriptions.known_results import Described
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BURST, CHANNEL, PER_SECOND
 from batch_pipeline.services.states.claim_keeper import CHECK_SECONDS, ClaimKeeper

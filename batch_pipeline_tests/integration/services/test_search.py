@@ -15,8 +15,8 @@ from sqlalchemy import event, select, text
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.services.search import search
-from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.services.search.queries import search
+from batch_pipeline.services.search.filters import Filters
 from batch_pipeline.testing.records import USER, add_batch, fill_spaces
 
 VECTORS, DIMENSIONS = 12000, 64
@@ -259,8 +259,8 @@ def test_among_more_vectors_the_index_examines_more_candidates(filled, vectors, 
 
 def test_the_nearest_are_found_even_if_the_index_meets_them_late(server, monkeypatch):
     # Among so few vectors 300 candidates are nearly all.
-    monkeypatch.setattr("batch_pipeline.services.search.FEWEST_CANDIDATES", 20)
-    monkeypatch.setattr("batch_pipeline.services.search.CANDIDATES_PER_VECTOR", 0)
+    monkeypatch.setattr("batch_pipeline.services.search.queries.FEWEST_CANDIDATES", 20)
+    monkeypatch.setattr("batch_pipeline.services.search.queries.CANDIDATES_PER_VECTOR", 0)
     directions = np.random.default_rng(5).normal(size=(6000, DIMENSIONS)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rare = range(0, 6000, 30)

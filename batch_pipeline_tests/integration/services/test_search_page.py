@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from batch_pipeline.services.reports.search_page import search_page
-from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline.services.search.queries import Copy, SearchResult
 from batch_pipeline.services.short_ids import short
 from batch_pipeline_tests.integration.console import Console
 

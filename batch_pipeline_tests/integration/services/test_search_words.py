@@ -14,8 +14,8 @@ import batch_pipeline
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
-from batch_pipeline.services.search import MOST_WORDED, WEAK_BELOW, search
-from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.services.search.queries import MOST_WORDED, WEAK_BELOW, search
+from batch_pipeline.services.search.filters import Filters
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
 
 DIMENSIONS = 1024
@@ -154,7 +154,7 @@ def test_a_picture_that_has_all_words_comes_before_one_that_is_a_little_nearer(
 
 
 def test_words_that_very_many_pictures_have_are_ignored(database, find, monkeypatch):
-    monkeypatch.setattr("batch_pipeline.services.search.MOST_WORDED", 2)
+    monkeypatch.setattr("batch_pipeline.services.search.queries.MOST_WORDED", 2)
     add_batch(
         database,
         [upload("near.jpg", 0.5, "Else."), *(upload(f"{n}.jpg", 0.4, "Blue.") for n in range(3))],

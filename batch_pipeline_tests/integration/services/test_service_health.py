@@ -5,7 +5,7 @@ import redis
 from s3fs import S3FileSystem
 from sqlalchemy import text
 
-from batch_pipeline.services.health import check_health
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.storage import Storage
 from batch_pipeline.testing.records import add_batch, upload_rows
 

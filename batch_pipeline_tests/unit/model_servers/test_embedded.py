@@ -17,7 +17,7 @@ from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded, face_counter
 from batch_pipeline.model_servers.base import Analyzer, Caller, EmbeddingModel, VisionModel
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.services.description_audit import audit
+from batch_pipeline.services.descriptions.audit import audit
 from batch_pipeline_tests.patience import DEADLINE
 
 

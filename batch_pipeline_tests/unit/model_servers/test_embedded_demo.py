@@ -9,7 +9,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.services.description_audit import audit
+from batch_pipeline.services.descriptions.audit import audit
 
 FOLDER = Path(__file__).parents[3] / "examples" / "media"
 

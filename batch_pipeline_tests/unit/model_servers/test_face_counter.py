@@ -15,7 +15,7 @@ from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import face_counter, packaged_files
 from batch_pipeline.model_servers.embedded import EmbeddedVision
-from batch_pipeline.services.description_audit import audit
+from batch_pipeline.services.descriptions.audit import audit
 
 PORTRAIT = Path(__file__).parents[2] / "cases" / "people" / "astronaut.jpg"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.descriptions.audit import PASS_SCORE, AuditResult, audit
 
 HONEST = {
     "English": "A wooden boat lies on a quiet beach at low tide. Two children in yellow coats walk "

@@ -13,7 +13,7 @@ _TYPE_OF_FACTS = """
     SELECT format_type(atttypid, NULL) FROM pg_attribute
     WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'
 """
-#: The same expressions as in `search_filters`.
+#: The same expressions as in ``services/search/filters.py``.
 _FACTS = "coalesce(nullif(metadata, 'null'::jsonb), '{}'::jsonb)"
 _EXPRESSIONS = {
     "batch_pipeline_uploads_format": f"({_FACTS} ->> 'format')",

@@ -60,7 +60,7 @@ from batch_pipeline.database.readings import (
 )
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PermanentError, RefusedError
-from batch_pipeline.services.file_ownership import paths_in_use
+from batch_pipeline.services.deletion.file_ownership import paths_in_use
 from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.short_ids import Named, batch_label, no_such
@@ -550,7 +550,7 @@ def _delete_uploads(connection: Connection, which: ColumnElement[bool], files: "
 class _Files:
     """Removes the files of uploads that are proven to belong to the pipeline.
 
-    On a storage that this database owns (`file_ownership`), these are originals and thumbnails at
+    On a storage that this database owns (``file_ownership.py``), these are originals and thumbnails at
     the paths where `submit` and the pipeline write them. On a storage without an owner, these are
     the thumbnails that are recorded as ours. Other files may belong to another system and are
     removed only if a person asks for it.

@@ -13,7 +13,7 @@ from batch_pipeline.model_servers.base import Caller, Description, Usage, Vision
 from batch_pipeline.model_servers.factory import build_analyzer, prompts_of
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
-from batch_pipeline.services.description_audit import AuditResult, audit
+from batch_pipeline.services.descriptions.audit import AuditResult, audit
 from batch_pipeline.services.inspection import open_file
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.sidecars import sidecar_date

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from batch_pipeline.database.models import MadeThumbnail, Upload, UploadBatch
 from batch_pipeline.database.readings import one_of
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.file_ownership import FileOwnership, paths_in_use
+from batch_pipeline.services.deletion.file_ownership import FileOwnership, paths_in_use
 from batch_pipeline.storage import Storage
 
 #: Younger files may belong to work in progress (seconds).

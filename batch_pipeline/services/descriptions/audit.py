@@ -16,7 +16,7 @@ from functools import lru_cache
 from operator import eq
 
 from batch_pipeline.languages import language_name, other_language
-from batch_pipeline.services.refusals import refusal_in
+from batch_pipeline.services.descriptions.refusals import refusal_in
 
 FULL_SCORE = 100
 #: A text with this score or a better one is stored.

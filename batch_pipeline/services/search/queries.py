@@ -4,11 +4,11 @@
   answered from one embedding space. The model of that space embeds the question, because vectors of
   different models cannot be compared. If that model cannot be called, the search uses words only,
   and the result says so.
-- **By words**: full text (`search_words`).
+- **By words**: full text (`words`).
 
 An exact file name comes first, then uploads that contain a quoted phrase, then the rest by
 similarity, with a bonus for uploads that contain all words of the question.
-``benchmarks/search_quality.py`` has the measurements behind this order. `search_filters` has the
+``benchmarks/search_quality.py`` has the measurements behind this order. `filters` has the
 filters.
 """
 
@@ -43,8 +43,8 @@ from batch_pipeline.database.spaces import Space, answering_spaces, table_of
 from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.model_servers.base import Caller, EmbeddingModel
 from batch_pipeline.services.pauses import Pauses
-from batch_pipeline.services.search_filters import Filters, require_ids
-from batch_pipeline.services.search_words import UNREADABLE, Question
+from batch_pipeline.services.search.filters import Filters, require_ids
+from batch_pipeline.services.search.words import UNREADABLE, Question
 from batch_pipeline.services.short_ids import Named, no_such
 from batch_pipeline.settings import LOCAL_SCHEME
 

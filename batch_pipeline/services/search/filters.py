@@ -13,7 +13,7 @@ from batch_pipeline.database.readings import FACTS, HIDDEN, known, upload_owned_
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.media.acceptance import FORMATS
 from batch_pipeline.model_servers.structured import normalised_tag
-from batch_pipeline.services.search_words import UNREADABLE
+from batch_pipeline.services.search.words import UNREADABLE
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 #: Stored formats by other names for them. HEIC is a HEIF file with a certain codec.

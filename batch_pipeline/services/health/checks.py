@@ -27,9 +27,9 @@ from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
-from batch_pipeline.services.embedding_spaces import key_of_settings
-from batch_pipeline.services.file_ownership import FileOwnership
-from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.search.embedding_spaces import key_of_settings
+from batch_pipeline.services.deletion.file_ownership import FileOwnership
+from batch_pipeline.services.health.missing_home import missing_home
 from batch_pipeline.services.notifications.outbox import count_given_up
 from batch_pipeline.services.notifications.sending import require_apprise, targets_of
 from batch_pipeline.services.one_by_one import short_reason

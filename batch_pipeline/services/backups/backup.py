@@ -39,12 +39,12 @@ from batch_pipeline.database.session import (
 )
 from batch_pipeline.errors import PipelineError, RefusedError, UploadError
 from batch_pipeline.masking import masked
-from batch_pipeline.services.database_dumps import (
+from batch_pipeline.services.backups.database_dumps import (
     DumpedDatabase,
     ReadyDump,
     require_known_version,
 )
-from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.deletion.file_ownership import FileOwnership
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 

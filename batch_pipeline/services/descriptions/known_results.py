@@ -44,7 +44,7 @@ from batch_pipeline.database.readings import LOCAL_USER, interval, lease_lives, 
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.model_servers.base import Description
-from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.descriptions.audit import PASS_SCORE
 
 if TYPE_CHECKING:
     from batch_pipeline.services.pipeline import Pipeline

@@ -1,0 +1,1 @@
+"""Backup of databases and files in one archive, and its restore."""

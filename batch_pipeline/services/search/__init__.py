@@ -1,0 +1,1 @@
+"""Search: by meaning, words and filters, in embedding spaces."""
