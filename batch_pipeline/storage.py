@@ -32,7 +32,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.masking import mask_chain
 
 THUMBNAIL_NAME = "thumb_256.jpg"
-#: The note that names the owner of a storage; `services.deletion.file_ownership` writes and explains it.
+#: The note that names the owner of a storage; `services.deletion.file_ownership` explains it.
 OWNER_NOTE = ".batch_pipeline/owner.json"
 #: Ending of files that are being written, so that files left by a crash can be found and removed.
 PARTIAL_SUFFIX = ".partial"

@@ -34,12 +34,12 @@ from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from batch_pipeline.model_servers.base import HealthCheck
-    from batch_pipeline.services.search.embedding_spaces import SpaceOverview
     from batch_pipeline.services.deletion.forgetting import Receipt
     from batch_pipeline.services.inspection import Inspection
     from batch_pipeline.services.model_costs import UserCost
     from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
     from batch_pipeline.services.reports.failures import FailureGroup, Failures
+    from batch_pipeline.services.search.embedding_spaces import SpaceOverview
     from batch_pipeline.services.search.queries import SearchResult
 
 #: Maximum number of uploads in progress that are shown at the same time.

@@ -41,8 +41,8 @@ from tools.results import Table, Target, add_results_option, machine, report
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import fill_spaces
 

@@ -73,12 +73,12 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
       batch-pipeline prompt --show
       batch-pipeline prompt --try IMG_1234.HEIC
     """
-    from batch_pipeline.services.health.missing_home import missing_home  # noqa: PLC0415
     from batch_pipeline.services.descriptions.prompt_trial import (  # noqa: PLC0415
         lone_vision,
         shown_prompts,
         try_prompt,
     )
+    from batch_pipeline.services.health.missing_home import missing_home  # noqa: PLC0415
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
     if show:

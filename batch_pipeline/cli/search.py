@@ -96,8 +96,8 @@ def search(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import batch_head  # noqa: PLC0415
-    from batch_pipeline.services.search.queries import search as find  # noqa: PLC0415
     from batch_pipeline.services.search.filters import Filters  # noqa: PLC0415
+    from batch_pipeline.services.search.queries import search as find  # noqa: PLC0415
 
     pipeline = session.pipeline
     asked = " ".join(text)  # quotes around several words are easily forgotten

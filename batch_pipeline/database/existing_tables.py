@@ -132,7 +132,8 @@ _OURS = {
 }
 #: The first version of PostgreSQL with statistics of expressions.
 _LEAST_SERVER = 14
-#: The first version of pgvector whose index is read until enough rows match (`services/search/queries.py`).
+#: The first version of pgvector whose index is read until enough rows match, as searches need
+#: (`services/search/queries.py`).
 _LEAST_VERSION = (0, 8)
 #: Our role, its search_path, and whether it may not use a schema that exists.
 _SESSION = text("""

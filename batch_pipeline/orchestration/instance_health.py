@@ -69,7 +69,7 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     if missing_home(settings):
-        return  # `services/health/checks.py` reports this; checking the storage would create the home
+        return  # `services/health/` reports this; checking the storage would create the home
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         # Dagster's storages would try for 12 s to reach a server that is not there.

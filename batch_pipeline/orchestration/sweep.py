@@ -1,9 +1,9 @@
 """The sweep: repairs once a minute what a crash, an outage or another program left behind.
 
 This module asks Dagster which runs have ended or died. ``services/states/backlog.py`` repairs
-uploads and batches, ``services/deletion/leftovers.py`` files. Every part may be repeated, also by two sweeps
-at the same time. A run, a partition or a whole part that fails is left out and named; everything
-else is done.
+uploads and batches, ``services/deletion/leftovers.py`` removes files. Every part may be repeated,
+also by two sweeps at the same time. A run, a partition or a whole part that fails is left out and
+named; everything else is done.
 """
 
 import threading
@@ -33,15 +33,19 @@ from batch_pipeline.orchestration.run_ends import (
     runs_of_keys,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.deletion.leftovers import remove_leftovers
+from batch_pipeline.services.descriptions.known_results import forget_old_notes
 from batch_pipeline.services.dispatch.slices import numbered_slices
 from batch_pipeline.services.dispatch.turns import WaitingSlice
-from batch_pipeline.services.search.embedding_spaces import key_of_settings, switch_users, users_to_switch
-from batch_pipeline.services.descriptions.known_results import forget_old_notes
-from batch_pipeline.services.deletion.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
+from batch_pipeline.services.search.embedding_spaces import (
+    key_of_settings,
+    switch_users,
+    users_to_switch,
+)
 from batch_pipeline.services.states.backlog import Rescue
 
 _SWEEP = "sweep_backlog"

@@ -7,9 +7,9 @@ environment and ``.env``. The connections are opened once per process and shared
 import uuid
 
 from batch_pipeline.services.pipeline import shared_pipeline
+from batch_pipeline.services.search.filters import Filters
 from batch_pipeline.services.search.queries import SearchResults
 from batch_pipeline.services.search.queries import search as search_database
-from batch_pipeline.services.search.filters import Filters
 from batch_pipeline.settings import Settings, load_settings
 
 

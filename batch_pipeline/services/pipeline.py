@@ -7,11 +7,11 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError, WorkPausedError
 from batch_pipeline.model_servers.base import WORK_PAUSED, Analyzer, CallSlots
-from batch_pipeline.services.search.embedding_spaces import Spaces
 from batch_pipeline.services.deletion.file_ownership import FileOwnership
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.pauses import Pauses, why_paused
 from batch_pipeline.services.progress.publishing import ProgressPublisher
+from batch_pipeline.services.search.embedding_spaces import Spaces
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.states.backlog import Backlog
 from batch_pipeline.services.states.batch_states import BatchStates

@@ -41,8 +41,8 @@ from batch_pipeline.model_servers.base import (
     never_cancelled,
 )
 from batch_pipeline.model_servers.picture_size import picture_size
-from batch_pipeline.services.descriptions.audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.deletion.file_ownership import paths_in_use
+from batch_pipeline.services.descriptions.audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.descriptions.known_results import Described, look_up, vector_of
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died

@@ -8,12 +8,17 @@ from sqlalchemy import text
 from batch_pipeline.database.models import PauseScope, Stage
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
-from batch_pipeline.services.search.embedding_spaces import drop, key_of_settings, overview, switch_users
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pauses import TRUSTED_SECONDS, pause, resume
 from batch_pipeline.services.reprocessing import Selection, reprocess
-from batch_pipeline.services.search.queries import search
+from batch_pipeline.services.search.embedding_spaces import (
+    drop,
+    key_of_settings,
+    overview,
+    switch_users,
+)
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer

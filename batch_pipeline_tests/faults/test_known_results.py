@@ -11,7 +11,11 @@ from batch_pipeline.database.models import Stage
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
-from batch_pipeline.services.descriptions.known_results import count_known, forget_old_notes, look_up
+from batch_pipeline.services.descriptions.known_results import (
+    count_known,
+    forget_old_notes,
+    look_up,
+)
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search.queries import search

@@ -8,8 +8,8 @@ import pytest
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.services.reports.batch_status import batch_status
 from batch_pipeline.services.reports.report_page import read_report, render_html
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.testing.model_server import VISIBLE_TEXT, Fault
 
 from .conftest import both_dialects, failures

@@ -550,8 +550,8 @@ def _delete_uploads(connection: Connection, which: ColumnElement[bool], files: "
 class _Files:
     """Removes the files of uploads that are proven to belong to the pipeline.
 
-    On a storage that this database owns (``file_ownership.py``), these are originals and thumbnails at
-    the paths where `submit` and the pipeline write them. On a storage without an owner, these are
+    On a storage that this database owns (``file_ownership.py``), these are originals and thumbnails
+    at the paths where `submit` and the pipeline write them. On a storage without an owner, they are
     the thumbnails that are recorded as ours. Other files may belong to another system and are
     removed only if a person asks for it.
     """

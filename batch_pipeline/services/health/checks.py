@@ -27,7 +27,6 @@ from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
-from batch_pipeline.services.search.embedding_spaces import key_of_settings
 from batch_pipeline.services.deletion.file_ownership import FileOwnership
 from batch_pipeline.services.health.missing_home import missing_home
 from batch_pipeline.services.notifications.outbox import count_given_up
@@ -36,6 +35,7 @@ from batch_pipeline.services.one_by_one import short_reason
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting, waiting_without_their_batch
+from batch_pipeline.services.search.embedding_spaces import key_of_settings
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage

@@ -16,6 +16,13 @@ from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.base import Description
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.deletion.leftovers import remove_leftovers
+from batch_pipeline.services.descriptions.known_results import (
+    Described,
+    count_known,
+    look_up,
+    vector_of,
+)
 from batch_pipeline.services.dispatch.slices import (
     numbered_slices,
     open_slice,
@@ -23,13 +30,6 @@ from batch_pipeline.services.dispatch.slices import (
     uploads_in_flight,
 )
 from batch_pipeline.services.export import export_user
-from batch_pipeline.services.descriptions.known_results import (
-    Described,
-    count_known,
-    look_up,
-    vector_of,
-)
-from batch_pipeline.services.deletion.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.reports import batch_status
@@ -45,8 +45,8 @@ from batch_pipeline.services.reprocessing import (
     reprocess,
     stale_uploads,
 )
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.upload_states import Claim, StartedUpload
 from batch_pipeline.testing.records import USER, embedded, fill_spaces, upload_rows
 

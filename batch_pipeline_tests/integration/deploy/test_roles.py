@@ -152,7 +152,9 @@ def test_no_role_can_use_our_trigger_functions_on_its_own_tables(url_as, is_rest
     tables = ("mine", "uploads", "upload_batches", "outages")
     with psycopg.connect(url_as("owner"), autocommit=True) as owner:
         functions = [found.proname for found in definers(owner) if found.is_trigger]
-        if is_restored:  # without privileges (`services/backups/backup.py`): PUBLIC may execute them
+        if (
+            is_restored
+        ):  # without privileges (`services/backups/backup.py`): PUBLIC may execute them
             for function in functions:
                 owner.execute(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC".encode())
         counted = (

@@ -26,15 +26,15 @@ from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
 from batch_pipeline.orchestration.tags import tags_of_batch
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.export import export_user
 from batch_pipeline.services.deletion.file_ownership import OWNER_NOTE
 from batch_pipeline.services.deletion.forgetting import forget
 from batch_pipeline.services.deletion.leftovers import remove_leftovers
+from batch_pipeline.services.export import export_user
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reprocessing import Selection, _conditions
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.short_ids import Named, short
 from batch_pipeline.terminal import receipt_lines
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows

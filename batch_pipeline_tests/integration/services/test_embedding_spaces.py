@@ -22,8 +22,8 @@ from batch_pipeline.database.spaces import (
 from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownError
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 from batch_pipeline.services.search.embedding_spaces import drop, settings_for
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.states.upload_states import Embedded, NewVector
 from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.records import USER, add_batch, upload_rows

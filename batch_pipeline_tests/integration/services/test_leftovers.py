@@ -19,11 +19,11 @@ from batch_pipeline.database.identity import database_identity
 from batch_pipeline.database.models import MadeThumbnail, Upload
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
-from batch_pipeline.services.deletion import file_ownership
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.deletion import file_ownership
 from batch_pipeline.services.deletion.file_ownership import OWNER_NOTE, FileOwnership
-from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.deletion.leftovers import MANY_FILES, Leftovers, remove_leftovers
+from batch_pipeline.services.health.checks import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor

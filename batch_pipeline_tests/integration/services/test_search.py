@@ -15,8 +15,8 @@ from sqlalchemy import event, select, text
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.services.search.queries import search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import search
 from batch_pipeline.testing.records import USER, add_batch, fill_spaces
 
 VECTORS, DIMENSIONS = 12000, 64

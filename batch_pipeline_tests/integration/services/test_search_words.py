@@ -14,8 +14,8 @@ import batch_pipeline
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
-from batch_pipeline.services.search.queries import MOST_WORDED, WEAK_BELOW, search
 from batch_pipeline.services.search.filters import Filters
+from batch_pipeline.services.search.queries import MOST_WORDED, WEAK_BELOW, search
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
 
 DIMENSIONS = 1024
