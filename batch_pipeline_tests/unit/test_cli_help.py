@@ -86,7 +86,7 @@ CONTRADICTIONS = {
     "metrics --host 0.0.0.0": "--host needs --serve",
     "notify": "expected --test, --list or --again",
     "notify --test --list": "--test and --list cannot be used together",
-    "inspect 2024/a.jpg 2025/a.jpg --output seen": "two files are called a.jpg",
+    "inspect 2024/a.jpg 2025/a.jpg --output seen": "two files have the name a.jpg",
     "prompt": "expected --show or --try",
     "prompt --show --try a.jpg": "--show and --try cannot be used together",
     "tidy --dry-run --take-over": "--take-over and --dry-run cannot be used together",
