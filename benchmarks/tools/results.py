@@ -147,11 +147,18 @@ def _head(name: str, where: dict[str, Any]) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    """Name the commit; results that other benchmarks have just written do not count as changes."""
+    git = ["git", "-C", str(ROOT)]
+    changes = [*git, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = _output([*git, "rev-parse", "--short", "HEAD"])
+        return f"{name}-dirty" if _output(changes) else name
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
