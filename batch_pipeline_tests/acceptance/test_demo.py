@@ -256,7 +256,7 @@ def test_a_proxy_of_the_environment_does_not_keep_the_demo_from_its_own_stack(
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            stack = stack_runner.Stack(url, tmp_path / "log", tmp_path, process)
+            stack = stack_runner.Stack(url, tmp_path / "log", process)
             stack_runner._wait_until_loaded(stack)
         finally:
             server.shutdown()

@@ -120,6 +120,6 @@ def test_row_f6_a_quota_that_is_used_up_stops_the_run_and_names_the_bill(
 
     result = work.run(batch_id)
 
-    assert "the bill of the service" in sorted(failures(result))[0]
+    assert "the billing of the service" in sorted(failures(result))[0]
     assert_nothing_burned(work, batch_id)
     assert set(work.column(batch_id, "error_kind")) == {"model_quota_used_up"}

@@ -724,7 +724,7 @@ def test_a_port_that_somebody_listens_on_is_refused_at_once(console):
     assert answer.code == 2
     assert error_and_hint(answer) == [
         f"Error: port {port} cannot be used: Address already in use; choose another, or leave "
-        "--port out for a free one"
+        "out --port for a free one"
     ]
 
 

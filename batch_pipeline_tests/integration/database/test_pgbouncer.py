@@ -132,7 +132,7 @@ def test_statement_mode_is_refused_by_name(pooled_url, change):
 
 
 def test_options_in_the_url_are_refused_by_name(pooled_url, change):
-    with pytest.raises(ConfigurationError, match="remove it from the URL"):
+    with pytest.raises(ConfigurationError, match="refuses a parameter of the URL, such as `options`: remove it there"):
         open_database(change(database_url=f"{pooled_url}?options=-csearch_path%3Dpublic"))
 
 

@@ -21,7 +21,7 @@ with dg.DagsterInstance.ephemeral() as instance:
 print(any("in up to 16 threads" in event.message for event in events))
 ours = (name.split(".") for name in sys.modules if name.startswith("batch_pipeline."))
 print(sorted({parts[1] for parts in ours}))
-print([name for name in ("dagster_postgres", "dagster._daemon") if name in sys.modules])
+print("dagster_postgres" in sys.modules)
 """
 
 
@@ -42,5 +42,5 @@ def test_the_example_runs_in_threads_and_imports_nothing_else_of_the_pipeline(tm
         "True 4950",
         "True",
         "['executor']",
-        "[]",
+        "False",
     ], done.stderr

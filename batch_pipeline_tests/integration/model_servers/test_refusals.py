@@ -149,7 +149,7 @@ def test_a_quota_that_is_used_up_is_an_outage_that_names_the_bill(
     server.retry_after = "2"
     server.refuse = lambda _: (429, "You exceeded your current quota: insufficient_quota")
 
-    with pytest.raises(ServiceDownError, match="the bill of the service") as raised:
+    with pytest.raises(ServiceDownError, match="the billing of the service") as raised:
         build().vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == "model_quota_used_up"

@@ -427,7 +427,7 @@ def test_a_format_whose_package_is_missing_is_refused_with_the_extra(module, ext
     )
     data = make_dng() if module == "rawpy" else b"\xff\x0a" + bytes(30)
 
-    with pytest.raises(PermanentError, match=rf"'batch-pipeline\[{extra}\]'") as caught:
+    with pytest.raises(PermanentError, match=rf"pip install '\.\[{extra}\]'") as caught:
         accept(data)
 
     assert caught.value.kind == "unsupported_format"
