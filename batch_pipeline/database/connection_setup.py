@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
+from batch_pipeline.database.models import sql_list
 from batch_pipeline.errors import ConfigurationError
 
 #: Values for moments before the year 1 and after 9999, including ``infinity``.
@@ -21,15 +22,21 @@ _SET = """
     SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', false),
         set_config('DateStyle', 'ISO, MDY', false), set_config('client_encoding', 'UTF8', false)
 """
-_SET_UNPOOLED = """
-    SELECT set_config('IntervalStyle', 'postgres', false),
-        set_config('default_transaction_isolation', 'read committed', false)
-"""
 #: Limits that role, database or server may set. They would end our long statements: building an
 #: index of millions of rows, waiting for a lock of an upload API.
-_TIME_LIMITS = """
-    name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
-        'idle_in_transaction_session_timeout', 'idle_session_timeout') AND setting <> '0'
+_LIMITS = (
+    "statement_timeout",
+    "lock_timeout",
+    "transaction_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+)
+_TIME_LIMITS = f"name IN {sql_list(_LIMITS)} AND setting <> '0'"
+#: Whether there is such a limit. Reading ``pg_settings`` would take 5 ms for each connection.
+_LIMITED = " OR ".join(f"current_setting('{name}', true) <> '0'" for name in _LIMITS)
+_SET_UNPOOLED = f"""
+    SELECT {_LIMITED}, set_config('IntervalStyle', 'postgres', false),
+        set_config('default_transaction_isolation', 'read committed', false)
 """
 
 
@@ -53,8 +60,9 @@ def set_up(connection: psycopg.Connection[Any]) -> None:
     if is_pooled(connection, _execute(connection, _SET)[0]):
         connection.prepare_threshold = None
     else:
-        _execute(connection, _SET_UNPOOLED)
-        lift_time_limits(connection)
+        [is_limited, *_] = _execute(connection, _SET_UNPOOLED)
+        if is_limited:
+            lift_time_limits(connection)
     connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.adapters.register_loader("timestamp", _UtcMomentLoader)
     connection.autocommit = autocommit

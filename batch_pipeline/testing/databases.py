@@ -3,6 +3,7 @@
 PostgreSQL copies a template that was migrated once. Tests share only the server.
 """
 
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from batch_pipeline.database.session import Database, create_database_if_missing
 
 _TEMPLATE = "batch_pipeline_template"
 _LOCK = 911_402_233
+#: How long a connection may take to close (seconds), and how often we look meanwhile.
+_CLOSING_SECONDS, _CLOSING_TRIES = 0.05, 10
 #: Version of PostgreSQL that takes a strategy for a copy of a database.
 _HAS_STRATEGIES = 150_000
 
@@ -48,6 +51,7 @@ class DatabaseServer:
         try:
             yield self._url(name).set(drivername="postgresql").render_as_string(False)
         finally:
+            self._wait_until_unused(name)
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
     def _prepare_template(self) -> None:
@@ -57,6 +61,14 @@ class DatabaseServer:
             template = Database(self._url(self._template))
             template.upgrade()
             template.close()
+
+    def _wait_until_unused(self, name: str) -> None:
+        """Wait for connections that are closing: DROP DATABASE would wait 0.1 s for them."""
+        in_use = "SELECT FROM pg_stat_activity WHERE datname = %s"
+        for _ in range(_CLOSING_TRIES):
+            if not self._connection.execute(in_use, [name]).fetchone():
+                return
+            time.sleep(_CLOSING_SECONDS / _CLOSING_TRIES)
 
     def _connect(self) -> psycopg.Connection:
         url = self._server.set(drivername="postgresql").render_as_string(hide_password=False)

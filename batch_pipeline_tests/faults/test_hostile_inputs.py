@@ -193,6 +193,7 @@ OUTCOMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTCOMES, ids=lambda name: name[:24])
 def test_each_hostile_input_ends_with_its_own_kind_and_a_reason_and_its_siblings_finish(
     world, name

@@ -126,6 +126,7 @@ def test_submit_works_and_warns_in_one_line_if_redis_refuses(console, database):
     assert line["event"].startswith("progress is not published on Redis: ")
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_warning_about_redis_is_a_sentence_among_the_others(console):
     with console.in_terminal(
         "submit", MEDIA / "fog.webp", BATCH_PIPELINE_LOG_FORMAT="json", **NO_REDIS
@@ -584,6 +585,7 @@ def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     assert f"its batch Rome ({short(batch)}) is pending, longer than 1:00:00" in late["detail"]
 
 
+@pytest.mark.slow
 def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, database, tmp_path):
     batch, other = add_batch(database, 1, name="Rome"), add_batch(database, 1)
     assert console("paused").out == "Nothing is paused.\n"
@@ -618,6 +620,7 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
     assert answer.out.splitlines()[1].startswith("Paused: user ")
 
 
+@pytest.mark.slow
 def test_a_letter_that_cannot_be_printed_does_not_end_a_command(console, database, tmp_path):
     add_batch(database, [{"processing_status": "failed", "error_kind": "truncated"}])
     done = subprocess.run(
@@ -774,6 +777,7 @@ def test_the_error_for_a_path_that_cannot_be_written_is_one_short_line(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["--version"], ["prompt", "--show"], ["status", "--json"]])
 def test_output_that_finds_the_disk_full_is_a_plain_error(console, database, command):
     with open("/dev/full", "w") as full:
@@ -887,6 +891,7 @@ def batch_in_work(database):
     return batch, [upload.id for upload in states_of]
 
 
+@pytest.mark.slow
 def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
     console, pipeline, batch_in_work
 ):
@@ -909,6 +914,7 @@ def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
     assert max(map(len, terminal.text.replace("\r", "\n").split("\n"))) <= 80
 
 
+@pytest.mark.slow
 def test_no_color_is_respected(console, batch_in_work):
     batch, _ = batch_in_work
     with console.in_terminal("status", batch, NO_COLOR="1") as terminal:

@@ -40,6 +40,7 @@ def batch_id(pipeline):
     return submission.batch_id
 
 
+@pytest.mark.slow
 def test_delete_asks_counts_refuses_and_prints_a_receipt(command, batch_id):
     beginning = str(batch_id)[:8]
     refused = command("delete", "batch", beginning, "--yes")

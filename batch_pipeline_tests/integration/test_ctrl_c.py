@@ -91,6 +91,7 @@ def test_ctrl_c_before_the_commit_leaves_nothing_half_done(
     assert stored_files(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_submit_waits_lets_the_batch_go_on(console, database, many_pictures, tmp_path):
     with console.in_terminal("submit", many_pictures, "--wait") as terminal:
         terminal.wait_until(lambda text: f"0/{FILES}" in text)
@@ -103,6 +104,7 @@ def test_ctrl_c_while_submit_waits_lets_the_batch_go_on(console, database, many_
     assert len(stored_files(tmp_path)) == FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_while_watching_lets_the_batch_go_on(console, database, pipeline, as_json):
     batch = add_batch(database, 2)
@@ -188,6 +190,7 @@ def test_ctrl_c_at_the_question_of_reprocess_redoes_nothing(console, database):
     assert upload_rows(database, batch)[0].processing_status == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
     console, database, database_url, tmp_path, number

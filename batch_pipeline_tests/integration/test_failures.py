@@ -227,6 +227,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     assert "there is no upload ffff…" in console("search", "--like", "ffff").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("named", "commands"),
     [

@@ -68,6 +68,7 @@ def analyzer_of(name: str) -> dict[str, object]:
     return {"analyzer": AnalyzerName.OLLAMA} if name == "ollama_host" else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(URLS))
 def test_a_password_is_in_no_health_line_no_error_and_no_log(
     name, change, caplog, capsys, open_pipeline

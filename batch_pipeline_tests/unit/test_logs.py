@@ -128,6 +128,7 @@ def test_lines_of_text_are_as_python_writes_them():
     assert said("text").startswith("two\nlines\nit broke\nTraceback")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_an_outage_does_not_make_a_daemon_say_each_line_twice(log_format):
     lines = said(log_format, A_DAEMON).splitlines()
@@ -138,6 +139,7 @@ def test_an_outage_does_not_make_a_daemon_say_each_line_twice(log_format):
     assert of_root.startswith("{") == (log_format == "json")
 
 
+@pytest.mark.slow
 def test_log_lines_of_a_sensor_are_json_and_name_run_batch_and_upload():
     first, second = map(json.loads, said("json", A_TICK).splitlines())
 
@@ -149,6 +151,7 @@ def test_log_lines_of_a_sensor_are_json_and_name_run_batch_and_upload():
     assert not second.keys() & set(ids)
 
 
+@pytest.mark.slow
 def test_a_sensor_writes_lines_for_people_by_default():
     assert "ours - pending_batches - asked for a run: slice 4" in said("text", A_TICK)
 
@@ -200,6 +203,7 @@ def test_a_person_at_a_terminal_gets_sentences_whatever_the_log_format(tmp_path)
     assert b"{" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("log_format", "named"), [("text", None), ("json", "console")])
 def test_a_run_says_what_is_wrong_with_a_file_on_one_line_and_keeps_the_traces_of_bugs(
     log_format, named

@@ -52,6 +52,7 @@ def waits_for_a_lock(observer, statement):
     ).fetchone()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uploads", [1, 2], ids=["the last upload", "one of two"])
 def test_an_api_that_locks_batch_then_uploads_costs_no_result(
     pipeline, database_url, uploads, monkeypatch
@@ -284,6 +285,7 @@ class CountedModel:
         return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vision", "embedding"])
 def test_a_model_is_not_asked_again_when_the_database_takes_no_writes_for_a_while(
     pipeline, begin_failover, kind

@@ -128,6 +128,7 @@ def finish(pipeline: Pipeline) -> None:
                 processor.process(upload.id, "run", retries_left=0)
 
 
+@pytest.mark.slow
 def test_open_batches_are_finished_with_right_counters_and_the_api_goes_on(
     api, change, open_pipeline
 ):

@@ -110,6 +110,7 @@ def test_every_command_connects_with_the_password(console, urls, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("migrated")
 def test_slots_listeners_and_the_instance_connect(
     urls, change, open_pipeline, monkeypatch, tmp_path

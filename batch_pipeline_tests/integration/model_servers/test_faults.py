@@ -182,6 +182,7 @@ def test_a_status_of_a_proxy_about_a_server_that_is_away_is_an_outage(
     assert raised.value.kind == "model_server_down"
 
 
+@pytest.mark.slow
 def test_the_wait_for_a_slot_does_not_count_as_a_time_of_refusals(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:

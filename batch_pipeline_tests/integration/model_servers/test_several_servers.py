@@ -229,6 +229,7 @@ def switched_off() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_nothing_waits_for_a_switched_off_server_that_another_one_can_replace(
     build: BuildAnalyzer,
     server: ScriptedModelServer,

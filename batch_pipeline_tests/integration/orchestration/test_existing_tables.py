@@ -198,6 +198,7 @@ REFUSED_BY_JSONB = (
 )
 
 
+@pytest.mark.slow
 def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
     server, change, open_pipeline, tmp_path
 ):
@@ -232,6 +233,7 @@ def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
         assert vector["vector"] == exported[str(ids[0])]["embedding_local"]
 
 
+@pytest.mark.slow
 def test_metadata_that_is_no_object_hides_no_upload_from_a_filter(pipeline, console):
     # By what is written before: what is kept of it.
     kept_of = {

@@ -152,6 +152,7 @@ def needles(kept, batch_id, name):
     ]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_deleted_batch_is_found_and_that_of_others_is_untouched(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby", "second")
     others = kept.batch(tmp_path, "pelican_odette", user=OTHER)
@@ -228,6 +229,7 @@ def test_a_deleted_failed_upload_leaves_no_name_in_events_about_all_steps(kept, 
     assert kept.runner.instance.all_logs(result.run_id)  # the rest can be read
 
 
+@pytest.mark.slow
 def test_nothing_of_a_deleted_user_is_found_and_others_are_untouched(kept, tmp_path):
     user = uuid.uuid4()
     first = kept.batch(tmp_path, "quokka_barnaby", user=user)
@@ -412,6 +414,7 @@ def test_a_deletion_of_an_upload_that_is_interrupted_after_each_step_is_complete
     assert report.metadata["total"].value == 1
 
 
+@pytest.mark.slow
 def test_reports_that_a_sensor_was_about_to_store_are_deleted_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     # Given: a tick that has read the batch, and not yet stored its report.

@@ -138,6 +138,7 @@ def paused_in_the_first_call(runner, model_server, *, scope, target):
     return batch_id, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scope", "target"),
     [("everything", ""), ("user", uuid.UUID(int=0)), ("batch", ""), ("server", "")],
@@ -163,6 +164,7 @@ def test_the_call_in_flight_is_stored_and_the_rest_waits(runner, model_server, s
     assert len(model_server.calls_of("vision")) == 3
 
 
+@pytest.mark.slow
 def test_a_video_whose_frames_are_described_one_by_one_starts_again_after_the_pause(
     runner, model_server
 ):

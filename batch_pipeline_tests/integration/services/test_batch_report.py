@@ -275,6 +275,7 @@ def browse(browser, tmp_path):
     return open_
 
 
+@pytest.mark.slow
 def test_texts_of_files_and_models_neither_run_nor_load_anything(database, storage, browse, canary):
     url = f"http://127.0.0.1:{canary.server_port}"
     attacks = [

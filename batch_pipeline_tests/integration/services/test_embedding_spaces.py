@@ -226,6 +226,7 @@ def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
     assert (of_same.embedding_dimensions, of_same.embedder_name) == (768, "openai")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "former_index",
     [

@@ -127,6 +127,7 @@ def test_two_deployments_on_one_storage_touch_nothing_of_each_other(deploy):
     assert contents(first) == before
 
 
+@pytest.mark.slow
 def test_after_a_restore_from_an_older_dump_nothing_is_removed(deploy, tmp_path):
     pipeline = deploy()
     add_and_work(pipeline, "fog.webp")

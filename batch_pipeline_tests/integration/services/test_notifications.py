@@ -264,6 +264,7 @@ def test_given_up_deliveries_to_a_target_that_is_no_longer_set_are_not_a_problem
     assert "a target that is not set any more" in console("notify", "--list", **variables).out
 
 
+@pytest.mark.slow
 def test_the_message_of_a_sender_killed_in_the_middle_is_sent_by_the_next_with_the_same_id(
     pipeline, database, told, receiver
 ):
@@ -370,6 +371,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     assert receiver.received == []
 
 
+@pytest.mark.slow
 def test_an_address_that_never_answers_leaves_time_for_the_next(change, receiver, monkeypatch):
     found = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, receiver.port))
@@ -394,6 +396,7 @@ def test_an_address_that_never_answers_leaves_time_for_the_next(change, receiver
     assert answer.delivered, answer.detail
 
 
+@pytest.mark.slow
 def test_a_name_server_that_is_silent_does_not_delay_other_targets(
     pipeline, database, change, receiver, monkeypatch
 ):

@@ -111,6 +111,7 @@ def numbers(found):
     return [int(re.sub(r"\D", "", hit.filename)) for hit in found]
 
 
+@pytest.mark.slow
 def test_the_nearest_come_first_and_all_are_of_the_model_that_asks(filled):
     found = search(filled, Questions(), "anything", limit=20)
 
@@ -257,6 +258,7 @@ def test_among_more_vectors_the_index_examines_more_candidates(filled, vectors, 
     assert used == {str(candidates)}
 
 
+@pytest.mark.slow
 def test_the_nearest_are_found_even_if_the_index_meets_them_late(server, monkeypatch):
     # Among so few vectors 300 candidates are nearly all.
     monkeypatch.setattr("batch_pipeline.services.search.queries.FEWEST_CANDIDATES", 20)

@@ -192,6 +192,7 @@ def test_texts_of_files_and_models_are_only_displayed(storage, opened):
     assert tab.evaluate("document.images.length") == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path):
     environment = {
         "PATH": os.environ["PATH"],

@@ -106,6 +106,7 @@ def test_a_missing_bucket_and_refused_keys_have_different_findings(check, s3_url
         assert "AWS_ACCESS_KEY_ID" in found.hint
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("object_store")
 def test_an_unreachable_object_store_is_named(check, s3_url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

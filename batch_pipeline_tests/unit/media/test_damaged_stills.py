@@ -156,6 +156,7 @@ def test_a_preview_of_a_cut_picture_is_upright():
     assert Image.open(io.BytesIO(caught.value.preview)).size == (192, 256)
 
 
+@pytest.mark.slow
 def test_a_large_png_that_is_cut_is_judged_by_its_rows(monkeypatch):
     monkeypatch.setattr(png, "_WHOLE_PIXELS", 1_000_000)
     picture = paint((3000, 2000))

@@ -189,6 +189,7 @@ for data in hostile:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by RLIMIT_AS")
 def test_files_that_claim_gigabytes_are_refused_within_32_megabytes():
     result = subprocess.run(

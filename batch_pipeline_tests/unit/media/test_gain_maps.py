@@ -56,6 +56,7 @@ def heic_with_map() -> bytes:
     return encoded.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ultra_hdr_jpeg, heic_with_map])
 def test_the_picture_is_shown_as_if_it_had_no_map(make):
     data = make()

@@ -105,6 +105,7 @@ def test_every_format_decodes_to_the_picture_that_was_encoded(image_format, make
     assert np.abs(np.asarray(shown(content), dtype=int) - ARRAY).mean() < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_tiff, lambda pixels: make_tiff(pixels, tile=256)])
 def test_a_large_tiff_is_put_together_from_its_parts(make):
     picture = paint((3136, 2352))

@@ -75,6 +75,7 @@ def test_distant_key_frames_cause_a_warning(video_format):
     )
 
 
+@pytest.mark.slow
 def test_frames_that_become_larger_on_the_way_must_fit_like_the_first():
     # Given a film whose frames fit fourteen at a time, and then frames that fit three at a time
     film = joined(make_video("webm", 2, (640, 480)), make_video("webm", 2, (1104, 1104)))
@@ -199,6 +200,7 @@ for data in hostile:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by RLIMIT_AS")
 def test_oversized_frames_are_refused_within_64_megabytes_in_any_container():
     result = subprocess.run(

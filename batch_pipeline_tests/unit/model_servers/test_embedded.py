@@ -159,6 +159,7 @@ def test_a_video_is_described_by_length_motion_and_light(colours: list[str], see
     assert seen in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "facts",
     [

@@ -28,6 +28,7 @@ def descriptions() -> dict[str, str]:
     return {path.name: describe(path) for path in paths if path.name != "truncated.jpg"}
 
 
+@pytest.mark.slow
 def test_every_file_has_a_description_of_its_own_that_passes_the_audit(
     descriptions: dict[str, str],
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_picture_of_any_shape_has_no_faces_if_it_is_empty(size: tuple[int, int
     assert face_counter.count_faces(file.getvalue()) == 0
 
 
+@pytest.mark.slow
 def test_the_face_counter_is_called_by_many_threads_and_leaks_no_memory() -> None:
     pictures = [side_by_side(2), PORTRAIT.read_bytes()] * 40
     process = psutil.Process()

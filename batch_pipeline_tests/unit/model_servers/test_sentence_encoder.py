@@ -88,6 +88,7 @@ def test_only_words_are_embedded_if_the_width_is_too_small(dimensions: int, name
     assert np.linalg.norm(vector) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_the_same_time_get_the_same_from_one_encoder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -38,6 +38,7 @@ def test_the_same_text_gives_the_same_vector_in_every_process() -> None:
     assert outputs == [hash_text(SEA, 64).tobytes().hex()] * 2
 
 
+@pytest.mark.slow
 @given(st.text(), st.sampled_from([1, 2, 16, 1024]))
 def test_any_text_gives_a_finite_vector_of_length_one(text: str, dimensions: int) -> None:
     vector = hash_text(text, dimensions)

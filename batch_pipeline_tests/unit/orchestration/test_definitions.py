@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_garbage_collection_does_not_visit_dagster_and_the_definitions_during_ticks() -> None:
     script = (
         "import gc\n"
