@@ -71,7 +71,7 @@ class Database:
         self.engine = create_engine(
             url,
             pool_size=pool_size,
-            use_native_hstore=False,
+            use_native_hstore=False,  # else it looks for a type that nothing uses: 5 ms
             max_overflow=0,  # counted in `connection_budget`
             isolation_level="READ COMMITTED",  # role or database may have another default
             connect_args={

@@ -147,6 +147,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         self._engine = create_engine(
             self.postgres_url,
             isolation_level="AUTOCOMMIT",
+            use_native_hstore=False,
             pool_size=1,
             max_overflow=min(max_overflow, WEB_SERVER_POOL - 1),
             pool_recycle=pool_recycle,

@@ -156,6 +156,7 @@ def _engine(url: str, process_id: int) -> Engine:
     return create_engine(
         url,
         isolation_level="AUTOCOMMIT",
+        use_native_hstore=False,  # else each connection looks for a type that nothing uses
         connect_args={"application_name": _application_name()},
         # The daemon's threads look every second, so it keeps its connections open. Other processes
         # keep one, and close any others after use.
