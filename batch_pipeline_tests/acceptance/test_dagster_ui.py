@@ -248,7 +248,7 @@ def test_the_launchpad_refuses_a_run_without_a_batch_and_a_run_names_an_invalid_
     expect(page.get_by_text('Missing required config entry "batch_id"')).to_be_visible()
     launch = page.get_by_role("button", name="Launch Run")
     expect(launch).to_be_disabled()
-    expect(page.get_by_text("How the steps of a run are run", exact=False)).to_be_visible()
+    expect(page.get_by_text("How the steps of a run are executed", exact=False)).to_be_visible()
     page.get_by_text("Scaffold missing config").click()
     page.get_by_role("button", name="Confirm").click()
     expect(launch).to_be_enabled()

@@ -80,7 +80,7 @@ def test_dg_lists_the_definitions_of_this_clone(run):
 
     assert {job["name"] for job in found["jobs"]} == JOBS
     assert "pending_batches" in {sensor["name"] for sensor in found["sensors"]}
-    assert "batch_report" in {asset["key"] for asset in found["assets"]}
+    assert "batch_report" in {asset["asset_key"] for asset in found["assets"]}
 
 
 def test_importing_the_package_does_nothing():
