@@ -31,6 +31,9 @@ from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows
 from batch_pipeline_tests.faults import capped_worker
 
+# Their fixture takes several seconds.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SECRET = b"the canary sings"
 HOSTILE_NAME = "../..\u202e<b>" + "x" * 280 + "\n.jpg"
@@ -193,7 +196,6 @@ OUTCOMES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTCOMES, ids=lambda name: name[:24])
 def test_each_hostile_input_ends_with_its_own_kind_and_a_reason_and_its_siblings_finish(
     world, name

@@ -86,6 +86,7 @@ def test_a_batch_has_the_priority_that_it_was_submitted_with(console, database):
     assert console("submit", MEDIA / "fog.webp", "--priority", "urgent").code == 2
 
 
+@pytest.mark.slow
 def test_a_simple_command_loads_nothing_that_it_does_not_need(console):
     """Migrations, decoders, servers and Dagster would double the time for the start."""
     heavy = {"alembic", "av", "dagster", "dagster_shared", "grpc", "httpx", "jinja2", "pillow_heif"}

@@ -64,6 +64,7 @@ def test_delete_asks_counts_refuses_and_prints_a_receipt(command, batch_id):
     assert f"there is no batch {batch_id}: " in again.err
 
 
+@pytest.mark.slow
 def test_export_prints_what_it_wrote(command, pipeline, batch_id, tmp_path):
     user = batch_row(pipeline.database, batch_id).user_id
     done = command("export", str(user)[:8], tmp_path / "about", "--originals")

@@ -79,6 +79,7 @@ def counts(answer):
     return {(kind["error_kind"], kind["state"]): kind["count"] for kind in answer.json["groups"]}
 
 
+@pytest.mark.slow
 def test_rows_without_a_user_are_the_local_users(console, without_user):
     user = str(LOCAL_USER)
     for shown in (user, short(user)):

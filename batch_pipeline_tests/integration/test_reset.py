@@ -39,6 +39,7 @@ def reset(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_reset_names_what_goes_and_asks_and_leaves_what_is_not_ours(home):
     asked = reset(home)
     assert asked.returncode == 2

@@ -216,6 +216,7 @@ def test_a_run_says_what_is_wrong_with_a_file_on_one_line_and_keeps_the_traces_o
     assert any("in broken" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("log_format", "named"), [("json", None), ("text", "json_lines")])
 def test_a_run_logs_json_if_the_format_or_its_config_says_so(log_format, named):
     lines = [json.loads(line) for line in said_by_runs(log_format)[named]]

@@ -44,6 +44,7 @@ def secret(request, storage, tmp_path):
     return lambda: Storage(request.getfixturevalue("s3_url")).read("secret")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_a_path_out_of_the_storage_is_a_missing_file(storage, path):
     with pytest.raises(PermanentError) as refused:

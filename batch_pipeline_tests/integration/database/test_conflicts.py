@@ -107,6 +107,7 @@ def complete_while_an_api_inserts(pipeline, api, batch_id):
         ending.result()
 
 
+@pytest.mark.slow
 def test_the_last_upload_completes_while_an_api_inserts_and_that_api_may_change_the_batch(
     pipeline, database_url
 ):

@@ -179,6 +179,7 @@ def test_an_upload_without_a_batch_is_adopted(api, change, open_pipeline):
     assert pipeline.backlog.adopt() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", [None, "'draft'"])
 def test_batches_of_ours_are_processed_whatever_defaults_the_columns_have(
     default, api, change, open_pipeline

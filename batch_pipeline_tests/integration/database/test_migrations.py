@@ -213,6 +213,7 @@ def test_an_external_database_without_tables_is_refused_with_the_command_to_run(
         open_database(change(database_url=url))
 
 
+@pytest.mark.slow
 def test_an_embedded_database_is_migrated_when_it_is_first_opened(tmp_path, change):
     database = open_database(change(database_url="", home=tmp_path / "fresh"))
     current, newest = database.revisions()

@@ -32,6 +32,7 @@ def opened(tmp_path, content):
     return dg.DagsterInstance.from_config(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_dagster_opens_the_instance_settings_with_the_classes_that_they_name(
     dagster_url, tmp_path, monkeypatch, s3_url
 ):

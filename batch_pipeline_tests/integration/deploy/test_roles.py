@@ -55,6 +55,7 @@ def url_as(server) -> Iterator[Callable[[str], str]]:
                     connection.execute(f"DROP ROLE {ours}_{role}".encode())
 
 
+@pytest.mark.slow
 def test_the_owner_makes_the_tables_the_worker_works_and_the_reader_reads(
     url_as, change, open_pipeline
 ):

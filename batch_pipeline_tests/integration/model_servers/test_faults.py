@@ -170,6 +170,7 @@ def test_a_known_picture_that_fails_by_chance_is_tried_again(
     assert len(server.calls) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [504, 521, 522, 523, 530])
 def test_a_status_of_a_proxy_about_a_server_that_is_away_is_an_outage(
     build: BuildAnalyzer, server: ScriptedModelServer, status: int
@@ -206,6 +207,7 @@ def test_the_wait_for_a_slot_does_not_count_as_a_time_of_refusals(
         assert call.result(timeout=DEADLINE).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_proxy_without_a_server_behind_it_is_not_called_again_at_once(
     build: BuildAnalyzer, server: ScriptedModelServer, status: int
@@ -236,6 +238,7 @@ def test_a_server_that_only_ever_asks_to_wait_is_an_outage_and_fails_no_upload(
     assert raised.value.kind == "model_rate_limited"
 
 
+@pytest.mark.slow
 def test_a_long_pause_that_a_server_asks_for_is_not_spent_holding_an_upload(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
@@ -300,6 +303,7 @@ def test_a_cancelled_call_ends_within_two_seconds_and_closes_its_connection(
     assert server.calls[0].client_left.wait(timeout=DEADLINE)
 
 
+@pytest.mark.slow
 def test_a_call_that_waits_for_its_turn_can_be_cancelled(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:

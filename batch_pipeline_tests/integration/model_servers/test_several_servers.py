@@ -74,6 +74,7 @@ def test_a_server_may_have_a_cap_of_its_own(
     assert [each.most_in_flight["vision"] for each in (server, other)] == [3, 1]
 
 
+@pytest.mark.slow
 def test_a_slow_server_gets_less_than_a_fast_one(
     build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_server_that_is_down_leaves_its_calls_to_the_other(
     assert both.embedding.embed(["a boat"])
 
 
+@pytest.mark.slow
 def test_it_is_an_outage_only_if_all_servers_are_down_and_each_is_named(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
@@ -256,6 +258,7 @@ def test_nothing_waits_for_a_switched_off_server_that_another_one_can_replace(
     assert time.monotonic() - began < A_LONG_WAIT
 
 
+@pytest.mark.slow
 def test_a_server_that_is_switched_off_is_reported_with_the_time_that_was_waited(
     build: BuildAnalyzer, switched_off: str
 ) -> None:

@@ -322,6 +322,7 @@ def test_the_usage_of_calls_equals_the_count_of_the_server(
 # Rate limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tells", [True, False])
 def test_a_call_beyond_the_limit_waits_and_is_made_again(
     build: BuildAnalyzer, server: ScriptedModelServer, tells: bool

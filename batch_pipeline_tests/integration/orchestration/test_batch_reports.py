@@ -327,6 +327,7 @@ def test_a_cursor_that_a_person_sets_to_a_date_begins_there(reporter, pipeline):
     assert reporter.reported() == []
 
 
+@pytest.mark.slow
 def test_the_report_of_a_thousand_uploads_stays_small(reporter, pipeline):
     """JPEGs of noise are the largest; every name and reason is as long as possible."""
     noise = Image.frombytes("RGB", (256, 256), os.urandom(3 * 256 * 256))

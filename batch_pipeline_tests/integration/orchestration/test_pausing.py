@@ -212,6 +212,7 @@ def test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on(
         assert len(server.calls) == 1
 
 
+@pytest.mark.slow
 def test_a_call_that_was_turned_away_is_not_made_again_during_a_pause(runner, model_server):
     model_server.play("vision", [Fault.BUSY_429, Fault.BUSY_429])
     batch_id, result = paused_in_the_first_call(

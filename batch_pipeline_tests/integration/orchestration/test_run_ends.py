@@ -344,6 +344,7 @@ def started_with_a_wrong_setting(instance, run, pipeline, monkeypatch):
     execute_run(InMemoryJob(job), run, instance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ended", "reason"),
     [
@@ -635,6 +636,7 @@ def started(instance, run, process_id, *, host="code-location", **address):
     )
 
 
+@pytest.mark.slow
 def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone_and_no_others(
     pipeline, instance, definitions, monkeypatch
 ):

@@ -360,6 +360,7 @@ def test_the_filter_shows_cards_with_all_words_without_a_request(database, stora
     assert tab.url.endswith("/page.html")
 
 
+@pytest.mark.slow
 def test_failures_and_index_lead_to_the_cards(database, storage, opened):
     tab = opened(page_of(database, storage, add_many(database, 20)))
     failure = tab.locator("#failures + .scroll a").nth(1)

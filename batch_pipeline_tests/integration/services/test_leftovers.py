@@ -523,6 +523,7 @@ def test_a_storage_that_is_not_mounted_is_neither_claimed_nor_tidied(deploy, row
     assert pipeline.ownership.claim()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_url", ["file"], indirect=True)
 def test_a_storage_that_goes_away_during_a_tidy_costs_no_record(deploy, monkeypatch):
     pipeline = deploy()
@@ -543,6 +544,7 @@ def test_a_storage_that_goes_away_during_a_tidy_costs_no_record(deploy, monkeypa
     assert thumbnail_records(pipeline) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_url", ["file"], indirect=True)
 def test_a_storage_whose_files_are_gone_for_ever_is_used_again_after_a_take_over(deploy):
     pipeline = deploy()

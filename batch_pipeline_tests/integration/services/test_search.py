@@ -120,6 +120,7 @@ def test_the_nearest_come_first_and_all_are_of_the_model_that_asks(filled):
     assert [hit.similarity for hit in found] == sorted((h.similarity for h in found), reverse=True)
 
 
+@pytest.mark.slow
 def test_a_user_whose_uploads_are_the_farthest_still_finds_them_all(filled):
     found = search(filled, Questions(), "anything", filters=Filters(user_id=SMALL_USER), limit=20)
 

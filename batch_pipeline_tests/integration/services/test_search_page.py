@@ -211,6 +211,7 @@ def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path)
     assert "--html" in refused.err
 
 
+@pytest.mark.slow
 def test_only_the_visible_part_of_a_long_page_is_laid_out(storage, opened):
     tab = opened(search_page(storage, "sea", [result() for _ in range(300)]), 1280)
     rendered = """[...document.querySelectorAll('li h2')]

@@ -118,6 +118,7 @@ def test_a_large_tiff_is_put_together_from_its_parts(make):
     assert difference.max() < 40, "no seam between parts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_a_large_png_read_in_strips_equals_one_read_whole(mode, monkeypatch):
     monkeypatch.setattr(png, "_WHOLE_PIXELS", 1_000_000)
@@ -555,6 +556,7 @@ def test_a_half_file_of_any_format_ends_in_a_permanent_error(make):
     assert caught.value.kind in {"truncated", "unreadable_image"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_flipped_bytes_of_any_format_end_in_a_picture_or_a_permanent_error(make):
     data = make()

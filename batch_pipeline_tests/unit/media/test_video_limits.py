@@ -47,6 +47,7 @@ def test_frames_of_many_bytes_a_pixel_are_bounded_by_their_bytes():
     assert caught.value.kind == "too_many_pixels"
 
 
+@pytest.mark.slow
 def test_large_frames_are_decoded_by_their_key_frames_alone():
     # Given a film whose frames fit three at a time, and not ten
     data = make_video("mp4", 4, (1280, 720), keyframe_interval=25)

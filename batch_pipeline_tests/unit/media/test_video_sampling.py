@@ -143,6 +143,7 @@ def test_the_work_is_counted_in_packets_and_ends_with_the_budget(monkeypatch, ke
     assert decoded <= 200 + 20 * MAX_FRAMES
 
 
+@pytest.mark.slow
 def test_frames_that_become_larger_on_the_way_are_counted_with_their_size(monkeypatch):
     monkeypatch.setattr(video_sampling, "_FILM_PIXELS", 640 * 480 * 30)
     monkeypatch.setattr(video_sampling, "_EXACT_PIXELS", 640 * 480 * 3)

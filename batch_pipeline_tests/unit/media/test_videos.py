@@ -179,6 +179,7 @@ def oversized_video() -> bytes:
     return make_oversized_video()
 
 
+@pytest.mark.slow
 def test_frames_of_too_many_pixels_are_refused_with_size_and_limit(oversized_video):
     assert len(oversized_video) < 700_000
 

@@ -11,6 +11,9 @@ from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.services.descriptions.audit import audit
 
+# Their fixture takes several seconds.
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[3] / "examples" / "media"
 
 
@@ -28,7 +31,6 @@ def descriptions() -> dict[str, str]:
     return {path.name: describe(path) for path in paths if path.name != "truncated.jpg"}
 
 
-@pytest.mark.slow
 def test_every_file_has_a_description_of_its_own_that_passes_the_audit(
     descriptions: dict[str, str],
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_description_without_a_face_does_not_mention_people() -> None:
     assert tags == ()
 
 
+@pytest.mark.slow
 def test_a_face_in_one_frame_of_a_video_may_be_a_mistake() -> None:
     empty, face = side_by_side(0), side_by_side(1)
 
