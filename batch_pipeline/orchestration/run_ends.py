@@ -25,6 +25,7 @@ from batch_pipeline.database.names import RUNS_IN_FLIGHT
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import (
     BATCH_TAG,
+    CANCELLED_TAG,
     NAME_TAG,
     OURS,
     RUN_KEY_TAG,
@@ -163,10 +164,16 @@ def cancel_batch_of_terminated_run(
     """Cancel the batch of an interrupted run if a person has terminated the run.
 
     With *Force termination*, the UI marks the run as canceled before its worker has stopped.
+
+    Several processes of a run may call this. Only the first call cancels the batch: when a Celery
+    worker notices the end of the run, a person may have reopened the batch already.
     """
     run = instance.get_run_by_id(run_id)
-    if run and run.status in _TERMINATED and (batch_id := batch_of(run)):
+    if not run or run.status not in _TERMINATED or run.tags.get(CANCELLED_TAG) == run_id:
+        return
+    if batch_id := batch_of(run):
         pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
+        instance.add_run_tags(run_id, {CANCELLED_TAG: run_id})
 
 
 def close_dead_runs(

@@ -37,10 +37,12 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
+from batch_pipeline.database.models import OPEN_BATCH
 from batch_pipeline.orchestration import run_ends, sweep
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import (
     RunCleanup,
+    cancel_batch_of_terminated_run,
     close_dead_runs,
     close_runs_of_ended_workers,
     dead_runs,
@@ -470,6 +472,28 @@ def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_ret
     pipeline.batches.retry_batch(batch_id)
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
     assert batch_row(pipeline.database, batch_id).status == "pending", "cancelled a second time"
+
+
+def test_a_step_that_ends_after_the_retry_does_not_cancel_the_batch_again(
+    pipeline, instance, definitions
+):
+    """A Celery worker may notice the end of its run after a person has reopened the batch."""
+    batch_id = add_batch(pipeline.database, [{}] * 2)
+    run = lost_run(definitions, instance, pipeline, batch_id)
+    instance.report_run_canceled(run)
+    cancel_batch_of_terminated_run(instance, pipeline, run.run_id)
+    assert batch_row(pipeline.database, batch_id).status == "cancelled"
+    pipeline.batches.retry_batch(batch_id)
+
+    cancel_batch_of_terminated_run(instance, pipeline, run.run_id)
+
+    assert batch_row(pipeline.database, batch_id).status in OPEN_BATCH, "cancelled a second time"
+    run = instance.get_run_by_id(run.run_id)  # Dagster copies its tags to runs that re-execute it
+    job = definitions.resolve_job_def("process_batch")
+    again = record_run(instance, job, run_config=run.run_config, tags=run.tags)
+    instance.report_run_canceled(again)
+    cancel_batch_of_terminated_run(instance, pipeline, again.run_id)
+    assert batch_row(pipeline.database, batch_id).status == "cancelled", "a re-executed run"
 
 
 def test_a_sweep_cancels_the_batch_of_a_run_that_was_terminated_in_the_queue(
