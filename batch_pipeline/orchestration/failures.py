@@ -152,10 +152,11 @@ def upload_failure(failed: FailedUpload, thumbnail: bytes | None) -> dg.Failure:
 
 
 def late_failure(run: dg.DagsterRun) -> dg.Failure:
-    """Fail a step whose run has ended; another run has its upload by now."""
+    """Fail a step whose run has ended or was terminated; its upload waits for another run."""
+    ended = f"has ended as {run.status.value}" if run.is_finished else "was terminated"
     return dg.Failure(
-        description=f"the run has ended as {run.status.value}; a step that starts so late does "
-        "nothing, and another run processes its upload",
+        description=f"the run {ended}; a step that starts so late does nothing, and another run "
+        "processes its upload",
         allow_retries=False,
     )
 

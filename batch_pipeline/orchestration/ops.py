@@ -100,7 +100,9 @@ def load_batch(
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Process the upload that the mapping key names, and show the result."""
-    if context.run.is_finished:  # the message of the step waited in the broker until now
+    # The message of the step has waited in the broker. If the run was terminated meanwhile, a
+    # person may have reopened the batch, and the upload is for the next run.
+    if context.run.is_finished or context.run.status is dg.DagsterRunStatus.CANCELING:
         raise late_failure(context.run)
     worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:

@@ -285,8 +285,11 @@ def test_uploads_that_are_executed_again_may_wait_in_the_broker_for_longer_than_
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
-def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
-    work, broker, start, model_server, monkeypatch
+@pytest.mark.parametrize(
+    ("status", "ended"), [("FAILURE", "has ended as FAILURE"), ("CANCELING", "was terminated")]
+)
+def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(  # noqa: PLR0917
+    work, broker, start, model_server, monkeypatch, status, ended
 ):
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
@@ -299,19 +302,23 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     wait_until(lambda: broker.waiting() == 2, "both wait")
     launched.kill()
     launched.join()
-    work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
+    report = {
+        "FAILURE": work.instance.report_run_failed,
+        "CANCELING": work.instance.report_run_canceling,
+    }
+    report[status](work.instance.get_run_by_id(run_id), "killed")
     before = states(work, batch_id)
     assert {owner for _, owner, *_ in before} == {run_id}, "nobody has cleaned up after the run yet"
 
     start(*WORKER)
     wait_until(lambda: len(failures_of(work, run_id)) == 2, "a worker has taken both")
 
-    late = "the run has ended as FAILURE; a step that starts so late does nothing, and another run "
+    late = f"the run {ended}; a step that starts so late does nothing, and another run "
     assert failures_of(work, run_id) == [f"{late}processes its upload"] * 2
     assert model_server.calls == []
     assert states(work, batch_id) == before
     ended = work.instance.get_run_by_id(run_id)
-    assert ended.status == dg.DagsterRunStatus.FAILURE
+    assert ended.status.value == status
     clean_up_failed_run(work.pipeline, ended, died=True, reason="killed")
     assert run(work, batch_id, THREADED).success
     assert work.counts(batch_id) == ("completed", 2, 0)
