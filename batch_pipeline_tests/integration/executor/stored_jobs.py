@@ -34,7 +34,7 @@ def deaf() -> None:
     """Never check for an interrupt; end only with the process."""
     interrupt = interrupt_event()
     _mark("started").touch()
-    interrupt.wait(DEADLINE)
+    assert interrupt.wait(DEADLINE)
     _mark("told").touch()
     signal.sigtimedwait([], 6 * DEADLINE)
 
