@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
-from batch_pipeline.database.models import sql_list
 from batch_pipeline.errors import ConfigurationError
 
 #: Values for moments before the year 1 and after 9999, including ``infinity``.
@@ -31,7 +30,7 @@ _LIMITS = (
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
 )
-_TIME_LIMITS = f"name IN {sql_list(_LIMITS)} AND setting <> '0'"
+_TIME_LIMITS = f"name IN {_LIMITS} AND setting <> '0'"  # Python writes the names like SQL
 #: Whether there is such a limit. Reading ``pg_settings`` would take 5 ms for each connection.
 _LIMITED = " OR ".join(f"current_setting('{name}', true) <> '0'" for name in _LIMITS)
 _SET_UNPOOLED = f"""

@@ -165,8 +165,8 @@ def cancel_batch_of_terminated_run(
 
     With *Force termination*, the UI marks the run as canceled before its worker has stopped.
 
-    Several processes of a run may call this. Only the first call cancels the batch: when a Celery
-    worker notices the end of the run, a person may have reopened the batch already.
+    Each step that stops calls this, and only the first call cancels the batch: before the last step
+    has stopped, a person may have reopened the batch.
     """
     run = instance.get_run_by_id(run_id)
     if not run or run.status not in _TERMINATED or run.tags.get(CANCELLED_TAG) == run_id:

@@ -18,8 +18,8 @@ OUTCOME_TAG = "batch_pipeline/outcome"
 #: Value of that tag in a run that re-executes an unsuccessful one, until it is unsuccessful itself:
 #: Dagster copies the tags of the other run, and tags cannot be removed.
 NOT_FAILED = "not_failed"
-#: The terminated run, by id, whose batch a process of this run has cancelled. The id shows whether
-#: the tag was copied from a run that this one re-executes.
+#: The id of the terminated run, once it has cancelled its batch. Another id was copied from a run
+#: that this one re-executes.
 CANCELLED_TAG = "batch_pipeline/batch_cancelled_by"
 #: Why a sweep was launched.
 FOUND_TAG = "batch_pipeline/found"

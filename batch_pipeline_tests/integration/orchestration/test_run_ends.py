@@ -477,7 +477,7 @@ def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_ret
 def test_a_step_that_ends_after_the_retry_does_not_cancel_the_batch_again(
     pipeline, instance, definitions
 ):
-    """A Celery worker may notice the end of its run after a person has reopened the batch."""
+    """The last steps of a terminated run may still wait for a model when a person retries."""
     batch_id = add_batch(pipeline.database, [{}] * 2)
     run = lost_run(definitions, instance, pipeline, batch_id)
     instance.report_run_canceled(run)
