@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -79,7 +79,9 @@ class StepThreads:
     def __init__(self, interrupt: threading.Event, turns: Turns) -> None:
         self._interrupt = interrupt
         self._turns = turns
-        self._reports: SimpleQueue[StepReport] = SimpleQueue()
+        # Not a SimpleQueue: CPython's waits for ever if the handler of a signal ends after the
+        # timeout. The loop waits in the main thread, which handles the signals.
+        self._reports: Queue[StepReport] = Queue()
         self._idle: list[StepThread] = []
         self._busy: dict[str, StepThread] = {}
         self._waits = True

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from batch_pipeline.executor.step_threads import StepThreads
+from batch_pipeline.executor.turns import Turns
 from batch_pipeline_tests.integration.executor import stored_jobs
 from batch_pipeline_tests.integration.executor.running import DEADLINE, outcome_of
 from batch_pipeline_tests.patience import wait_until
@@ -90,6 +93,37 @@ def test_a_second_interrupt_no_longer_waits(instance: dg.DagsterInstance, tmp_pa
     worker.terminate()
     worker.wait()
     assert outcome_of(instance, worker.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_signal_whose_handler_ends_after_the_wait_for_reports_does_not_prolong_the_wait() -> None:
+    handled = []
+
+    def slow(number: int, frame: object) -> None:
+        signal.sigtimedwait([], 0.4)
+        handled.append(number)
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError("the loop still waits for reports")
+
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in {signal.SIGUSR1: slow, signal.SIGUSR2: give_up}.items()
+    }
+    timers = [
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)),
+        threading.Timer(DEADLINE, os.kill, (os.getpid(), signal.SIGUSR2)),
+    ]
+    for timer in timers:
+        timer.start()
+    try:
+        assert StepThreads(threading.Event(), Turns(0)).reports(timeout=0.2) == []
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert handled
 
 
 def test_re_execution_from_failure_runs_what_failed_and_what_depends_on_it(
