@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)
 IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
 
-.PHONY: help install install-dev demo dev test test-slow proofs mutants mutation test-lowest test-ocr test-compose sbom docs faults benchmarks lint format clean reset
+.PHONY: help install install-dev install-lowest demo dev test test-slow proofs mutants mutation test-lowest test-ocr test-compose sbom docs faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, process the sample photos and videos in Dagster, show the result"
@@ -91,10 +91,15 @@ NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
 	$(addprefix integration/orchestration/test_,event_log.py grouped_event_log.py executors.py \
 	loop_rules.py pending_batches.py)
 
-test-lowest: install-dev
-	scripts/lowest_dagster.sh $(BIN)/python $(VENV)/lowest
+test-lowest: install-lowest
 	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
 		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
+
+install-lowest: $(VENV)/lowest/.installed
+
+$(VENV)/lowest/.installed: scripts/lowest_dagster.sh pyproject.toml constraints.txt | install-dev
+	scripts/lowest_dagster.sh $(BIN)/python $(VENV)/lowest
+	@touch $@
 
 # Installs the extra `ocr`. Afterwards the embedded analyzer also reads text in this environment, so run
 # this last.

@@ -64,10 +64,14 @@ def test_dagster_dev_works_with_no_variable_set_and_runs_persist(clone):
         submitted = stack.cli("submit", MEDIA / "fog.webp", "--wait")
         assert submitted["status"]["status"] == "completed"
         first = stack.graphql.ended_run_of(submitted["batch_id"])
-    with dagster_dev(clone) as stack:
-        [kept] = stack.graphql.runs_of(submitted["batch_id"])
-        assert kept["runId"] == first["runId"]
-        assert stack.cli("status", submitted["batch_id"])["successful_uploads"] == 1
+    wait_until(lambda: not server_is_running(stack.home), "PostgreSQL stops")
+    listed = subprocess.check_output(
+        [sys.executable, "-m", "dagster", "run", "list"],
+        env=clean_environment(DAGSTER_HOME=str(clone), XDG_DATA_HOME=str(clone / "data")),
+        text=True,
+    )
+    assert first["runId"] in listed
+    assert stack.cli("status", submitted["batch_id"])["successful_uploads"] == 1
 
 
 def processes_below(pid: int) -> list[psutil.Process]:

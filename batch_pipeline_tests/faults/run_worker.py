@@ -1,6 +1,4 @@
-"""A run worker as a separate process, forked from one that has imported everything.
-
-A new interpreter would import for two seconds of a core. In production, too, workers are forked.
+"""A run worker as a separate process.
 
 A fault kills the process with SIGKILL at a chosen instruction: `gif` when a GIF is decoded, like a
 decoder that crashes; `thumbnail` after the file and before its row; `answered` after a description
@@ -8,7 +6,6 @@ has arrived and before it is stored; `described` after it is stored. `clock` onl
 clock an hour ahead.
 """
 
-import multiprocessing
 import os
 import signal
 import time
@@ -23,6 +20,7 @@ from dagster._core.execution.api import execute_run
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.states.upload_states import UploadStates
+from batch_pipeline_tests.faults import forked
 
 
 def process_batch() -> dg.JobDefinition:
@@ -67,8 +65,4 @@ def main(run_id: str, fault: str, environment: Mapping[str, str]) -> None:
 
 def start(run_id: str, fault: str) -> BaseProcess:
     """Start a worker, with the settings that the environment has now."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    worker = context.Process(target=main, args=(run_id, fault, dict(os.environ)), daemon=True)
-    worker.start()
-    return worker
+    return forked.start(main, run_id, fault, dict(os.environ))

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,38 +20,33 @@ from batch_pipeline.model_servers.base import never_cancelled
 from batch_pipeline.services.shared_call_slots import SharedCallSlots
 from batch_pipeline.testing.model_connections import close_analyzers
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
+from batch_pipeline_tests.faults import forked
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
 from batch_pipeline_tests.patience import wait_until
-
-MODULE = "batch_pipeline.testing.model_caller"
 
 
 class Caller:
     """A process that calls the vision model; it begins when all processes are ready."""
 
     def __init__(self, variables: dict[str, str], threads: int, calls: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, "--threads", str(threads), "--calls", str(calls)],
-            env=os.environ | variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        arguments = ["--threads", str(threads), "--calls", str(calls)]
+        self._process, self._file = forked.start_model_caller(arguments, variables)
 
     def begin(self) -> None:
-        assert self._process.stdout.readline() == "ready\n"
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        assert self._file.readline() == "ready\n"
+        self._file.write("go\n")
+        self._file.flush()
 
     def outcomes(self) -> Counter[str]:
-        return Counter(json.loads(self._process.communicate(timeout=120)[0]))
+        return Counter(json.loads(self._file.readline()))
 
     def send(self, what: signal.Signals) -> None:
-        self._process.send_signal(what)
+        os.kill(self._process.pid, what)
 
     def end(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.join()
+        self._file.close()
 
 
 @pytest.fixture

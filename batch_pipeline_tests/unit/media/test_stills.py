@@ -708,7 +708,7 @@ def animation(size: tuple[int, int], image_format: str, **options: object) -> by
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 @pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
 def test_no_format_takes_more_memory_than_predicted(make, measured):
-    data = make(paint((4608, 3456)))
+    data = make(paint((3328, 2496)))
 
     _, _, added, foretold = measured(data)
 
