@@ -30,7 +30,7 @@ class Caller:
 
     def __init__(self, variables: dict[str, str], threads: int, calls: int) -> None:
         arguments = ["--threads", str(threads), "--calls", str(calls)]
-        self._process, self._file = forked.start_model_caller(arguments, variables)
+        self._process, self._file = forked.start_model_caller(arguments, os.environ | variables)
 
     def begin(self) -> None:
         assert self._file.readline() == "ready\n"
