@@ -37,6 +37,7 @@ OF_SLOTS = "integration/services/test_shared_call_slots.py"
 OF_WRITER = "unit/orchestration/test_group_writer.py"
 OF_EXECUTOR = "integration/executor/test_concurrency.py"
 OF_ENDINGS = "integration/executor/test_endings.py"
+OF_INTERRUPTS = "integration/executor/test_interrupts_and_re_execution.py"
 OF_KEEPER = "integration/services/test_claim_keeper.py"
 OF_PROGRESS = "integration/services/test_batch_progress.py"
 OF_PAUSES = "integration/services/test_pauses.py"
@@ -351,6 +352,14 @@ MUTANTS = (
         "if not self._interrupt.is_set():\n                    yield from self._start_steps()",
         "yield from self._start_steps()",
         f"{OF_ENDINGS}::test_no_step_is_started_once_the_run_should_end",
+    ),
+    Mutant(
+        "a signal may let the loop wait for ever",
+        "executor/step_threads.py",
+        "Queue[StepReport] = Queue()",
+        "SimpleQueue[StepReport] = SimpleQueue()",
+        f"{OF_INTERRUPTS}::test_a_signal_whose_handler_ends_after_the_wait_for_reports_does_not_"
+        "prolong_the_wait",
     ),
 )
 

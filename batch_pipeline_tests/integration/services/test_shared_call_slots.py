@@ -48,6 +48,7 @@ class Callers:
     def __init__(self, slots: CallSlots, count: int, servers: tuple[str, ...] = (A,)) -> None:
         self._slots, self._servers = slots, servers
         self._let_go = threading.Semaphore(0)
+        self._given_up = threading.Event()
         self._count = count
         self._told_to_go = 0
         self.entered: list[str] = []
@@ -55,7 +56,8 @@ class Callers:
         self._calls = [self._pool.submit(self._call) for _ in range(count)]
 
     def _call(self) -> None:
-        with self._slots.taken(lambda: list(self._servers), never_cancelled) as server:
+        given_up = self._given_up.is_set
+        with self._slots.taken(lambda: list(self._servers), given_up) as server:
             self.entered.append(server)
             self._let_go.acquire()
 
@@ -73,6 +75,7 @@ class Callers:
             call.result(timeout=DEADLINE)
 
     def give_up(self) -> None:
+        self._given_up.set()
         self._let_go.release(self._count)
 
     def wait(self) -> None:
