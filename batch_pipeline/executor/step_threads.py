@@ -79,8 +79,8 @@ class StepThreads:
     def __init__(self, interrupt: threading.Event, turns: Turns) -> None:
         self._interrupt = interrupt
         self._turns = turns
-        # Not a SimpleQueue: CPython's waits for ever if the handler of a signal ends after the
-        # timeout. The loop waits in the main thread, which handles the signals.
+        # Not a `SimpleQueue`: it waits for ever if a signal's handler ends after the timeout, which
+        # is a bug of CPython. The loop waits in the main thread, which handles the signals.
         self._reports: Queue[StepReport] = Queue()
         self._idle: list[StepThread] = []
         self._busy: dict[str, StepThread] = {}

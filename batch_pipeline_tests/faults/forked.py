@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import TextIO
 
@@ -34,17 +34,17 @@ def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
 
 
 def start_model_caller(
-    arguments: list[str], environment: Mapping[str, str]
+    arguments: list[str], environment: dict[str, str]
 ) -> tuple[BaseProcess, TextIO]:
     """Start `model_caller` in this environment; return its input and output, too."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(120)
-        return start(_call_models, arguments, dict(environment), theirs), ours.makefile("rw")
+        return start(_call_models, arguments, environment, theirs), ours.makefile("rw")
 
 
 def _call_models(
-    arguments: list[str], environment: Mapping[str, str], connection: socket.socket
+    arguments: list[str], environment: dict[str, str], connection: socket.socket
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)

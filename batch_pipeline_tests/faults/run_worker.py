@@ -63,6 +63,6 @@ def main(run_id: str, fault: str, environment: Mapping[str, str]) -> None:
         execute_run(dg.reconstructable(process_batch), run, instance)
 
 
-def start(run_id: str, fault: str) -> BaseProcess:
-    """Start a worker, with the settings that the environment has now."""
-    return forked.start(main, run_id, fault, dict(os.environ))
+def start(run_id: str, fault: str, **variables: str) -> BaseProcess:
+    """Start a worker, with the settings that the environment has now, and these variables."""
+    return forked.start(main, run_id, fault, os.environ | variables)

@@ -285,11 +285,9 @@ def test_uploads_that_are_executed_again_may_wait_in_the_broker_for_longer_than_
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
-@pytest.mark.parametrize(
-    ("status", "ended"), [("FAILURE", "has ended as FAILURE"), ("CANCELING", "was terminated")]
-)
-def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(  # noqa: PLR0917
-    work, broker, start, model_server, monkeypatch, status, ended
+@pytest.mark.parametrize("ended", ["has ended as FAILURE", "was terminated"])
+def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
+    work, broker, start, model_server, ended
 ):
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
@@ -297,16 +295,16 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     run_id = work.instance.create_run_for_job(
         run_worker.process_batch(), run_config=request.run_config, tags=request.tags
     ).run_id
-    monkeypatch.setenv("DAGSTER_HOME", work.instance.root_directory)
-    launched = run_worker.start(run_id, "")
+    launched = run_worker.start(run_id, "", DAGSTER_HOME=work.instance.root_directory)
     wait_until(lambda: broker.waiting() == 2, "both wait")
     launched.kill()
     launched.join()
     report = {
-        "FAILURE": work.instance.report_run_failed,
-        "CANCELING": work.instance.report_run_canceling,
+        "has ended as FAILURE": work.instance.report_run_failed,
+        "was terminated": work.instance.report_run_canceling,
     }
-    report[status](work.instance.get_run_by_id(run_id), "killed")
+    report[ended](work.instance.get_run_by_id(run_id), "killed")
+    reported = work.instance.get_run_by_id(run_id)
     before = states(work, batch_id)
     assert {owner for _, owner, *_ in before} == {run_id}, "nobody has cleaned up after the run yet"
 
@@ -317,9 +315,8 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     assert failures_of(work, run_id) == [f"{late}processes its upload"] * 2
     assert model_server.calls == []
     assert states(work, batch_id) == before
-    ended = work.instance.get_run_by_id(run_id)
-    assert ended.status.value == status
-    clean_up_failed_run(work.pipeline, ended, died=True, reason="killed")
+    assert work.instance.get_run_by_id(run_id).status is reported.status
+    clean_up_failed_run(work.pipeline, reported, died=True, reason="killed")
     assert run(work, batch_id, THREADED).success
     assert work.counts(batch_id) == ("completed", 2, 0)
 
